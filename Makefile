@@ -93,7 +93,6 @@ bench-conjectures: $(READY)
 	@set -e; for row in $(CONJECTURES); do \
 		echo "$$row" >&2; $(BIN)/python benchmarks/conjectures/$$row.py $(SMALL) > build/benchmarks/conjectures/$$row.jsonl; \
 	done
-	$(BIN)/python benchmarks/conjectures/ledger.py > build/benchmarks/conjectures/ledger.jsonl
 
 # Takes hours. Parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)

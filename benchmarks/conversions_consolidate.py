@@ -321,7 +321,7 @@ def run_together(setup: ModelAndText, count: int, budget: float, name: str, done
     found = documents(setup, "report", GROUP * count)
     known = {line["documents"][0]: line for line in done if "scores" in line}
     lines = []
-    for start in range(0, GROUP * count, GROUP):
+    for start in range(0, len(found) - GROUP + 1, GROUP):
         group = found[start : start + GROUP]
         line = known.get(group[0][0])
         if line is None:

@@ -25,7 +25,14 @@ AXES = {
     "blocks": (4, 8, 16),
     "width": (64, 128, 256),
 }
-STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the other stages are short or do not grow
+STAGES = (
+    "activations",
+    "saes",
+    "matching",
+    "states",
+    "translations",
+    "evaluation",
+)  # the other stages are short or do not grow
 
 
 def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from cli import app
 from stitch.composite.compose import compose
 from stitch.conversions.consolidation import arms, fitting, linear, queries
 from stitch.conversions.consolidation import slow_weights as slow
+from stitch.conversions.consolidation.documents import Document, names_of
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import Scores
 from stitch.internals import weights
@@ -450,6 +451,16 @@ def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
     assert row["kept_bare"] == pytest.approx(share, abs=1e-3)
 
 
+def test_of_many_documents_a_title_has_two():
+    def told(count: int) -> str:
+        none = torch.zeros(0)
+        empty = queries.PrefixedQueries(queries.LabelledQueries(none, none), none)
+        return names_of([Document(f"{number}.txt", none, empty, empty) for number in range(count)])
+
+    assert told(1) == "0.txt" and told(3) == "0.txt, 1.txt and 2.txt"
+    assert told(40) == "0.txt, 1.txt and 38 more"
+
+
 def test_two_documents_are_written_together_and_told_apart_in_the_report(texts):
     result = run(texts, "gpt2", "note.txt", "two", "--context", str(texts / "second.txt"), "--cost", "0.05")
     assert result.exit_code == 0, result.output
@@ -479,7 +490,7 @@ def test_two_documents_are_written_together_and_told_apart_in_the_report(texts):
             "gpt2",
             "note.txt",
             ["--context", "second.txt", "--queries", "queries.txt"],
-            "one file for each of the 2 documents",
+            "one file for each document; got 1 for 2",
         ),
         ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
     ],

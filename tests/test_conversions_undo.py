@@ -81,7 +81,7 @@ def test_the_command_takes_out_what_consolidate_wrote(tmp_path):
     assert done.exit_code == 0, done.output
     done = run("undo", tmp_path / "read", "--out", tmp_path / "back")
     assert done.exit_code == 0, done.output
-    assert "restored" in done.output and "note.txt is taken out again" in done.output
+    assert "restored" in done.output and "Taken out again: note.txt" in done.output
     assert tensors(tmp_path / "back") == tensors(donor) != tensors(tmp_path / "read")
     assert {"report.json", "report.html", "README.md"} <= {file.name for file in (tmp_path / "back").iterdir()}
     again = run("undo", "--recipe", tmp_path / "back", "--out", tmp_path / "again")

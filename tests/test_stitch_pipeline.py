@@ -233,7 +233,7 @@ def test_the_loss_at_tokens_without_rows_agrees_with_the_rows_of_the_report(dono
     for name, row in (("b", "b"), ("fallback", "composite")):
         parts = unseen["ce_without_rows"][name] * without + unseen["ce_with_rows"][name] * (tokens - without)
         assert parts / tokens == pytest.approx(rows[row], rel=1e-6)
-    said = next(line for line in footnotes(report) if "have no row for" in line)
+    said = next(line for line in footnotes(report) if "without a row" in line)
     assert said.startswith(f"{without:,} of {tokens:,} predictions")
     assert f"would have {unseen['ce_without_rows']['mean_row']:.3f}" in said
     assert unseen["ce_without_rows"]["mean_row"] != pytest.approx(unseen["ce_without_rows"]["fallback"], rel=1e-6)

@@ -150,7 +150,7 @@ def consolidate(
     quiet: bool = False,
 ) -> Converted:
     """Writes the text file `document`, or several together, into the MLP weights, at a `cost` of so many nats per token on
-    other text. `queries` are as many files.
+    other text. `queries`: a file for each document.
 
     Options are those of `stitch convert consolidate`; models, `text` and `out` as in `stitch.join`.
     Raises: UsageError for a request that cannot be met, StitchError for weights, text or a solve that fail.
@@ -174,7 +174,7 @@ def _files(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
 
 
 def undo(model: ModelLike, *, out: PathLike | None = None, overwrite: bool = False, quiet: bool = False) -> Converted:
-    """Takes the document that `consolidate` wrote last out of a model again: its donor, bit for bit.
+    """Takes what `consolidate` wrote last, a document or several together, out of a model again: its donor, bit for bit.
 
     Options are those of `stitch convert undo`; models and `out` as in `stitch.join`.
     Raises: UsageError for a model that was not consolidated or has changed since, StitchError where its `undo/` is damaged.

@@ -238,9 +238,10 @@ def undo(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Take a document out of the MLP weights again.
+    """Take what was consolidated last out of the MLP weights again.
 
     MODEL is a folder that `stitch convert consolidate` wrote. The result has the donor's tensors, bit for bit, in the number
-    format that the conversion ran in. Of several documents the last is taken out. A model that has changed since is refused.
+    format that the conversion ran in. Documents that were written together come out together. A model that has changed since is
+    refused.
     """
     print_result(stitch.convert.undo(model, out=out, overwrite=overwrite, quiet=quiet), as_json)

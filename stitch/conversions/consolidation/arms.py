@@ -167,8 +167,8 @@ def arms(
         return fitting.train(model, asked, pool, seed=seed, steps=steps, progress=setup.progress, **how)
 
     def wrong() -> Edit:
-        others_about = [queries_about(model, one, seed, progress=setup.progress) for one in others]
-        return fit(setup, joined(others_about), budget, seed, steps)
+        asked = joined([queries_about(model, one, seed, progress=setup.progress) for one in others])
+        return fit(setup, asked, budget, seed, steps)
 
     return {
         "converted": converted,

@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 
 from stitch.conversions.consolidation.arms import arms, prepare
-from stitch.conversions.consolidation.documents import names_of, read_with_queries, wrong_documents
+from stitch.conversions.consolidation.documents import names_of, with_queries, wrong_documents
 from stitch.conversions.consolidation.kept import keep, size_kept
+from stitch.conversions.consolidation.queries import read_document
 from stitch.conversions.consolidation.report import assemble_report
 from stitch.conversions.consolidation.rows import score_arms
 from stitch.conversions.consolidation.slow_weights import apply_edit, check_writable
-from stitch.conversions.consolidation.work import stages
+from stitch.conversions.consolidation.work import stages, targets
 from stitch.conversions.donor import read_donor
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.save import save
@@ -51,22 +52,26 @@ def consolidate(
         if not documents:
             raise UsageError("document must be a text file, or several; got none.")
         if queries and len(queries) != len(documents):
-            raise UsageError(
-                f"queries must be one file for each of the {len(documents)} documents; got {len(queries)}."
-            )
+            raise UsageError(f"queries must be one file for each document; got {len(queries)} for {len(documents)}.")
         donor = read_donor(
             name, text=text, tokens=tokens, held_out=held_out, seed=seed, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         model = donor.model
         check_writable(model)
+        texts = [read_document(model, file) for file in documents]
+        names = [file.name for file in documents]
+        if len({*names}) < len(names):
+            names = [str(file) for file in documents]
 
         def make(scratch: Path, output: Path) -> dict:
             setup = prepare(model, donor.windows, progress)
             asked = queries or [None] * len(documents)
-            read = [read_with_queries(setup, file, about, seed) for file, about in zip(documents, asked, strict=True)]
-            ids = [one.ids for one in read]
-            edits = arms(setup, ids, wrong_documents(setup, [len(one) for one in ids]), cost, seed)
+            read = [
+                with_queries(setup, name, ids, about, seed)
+                for name, ids, about in zip(names, texts, asked, strict=True)
+            ]
+            edits = arms(setup, texts, wrong_documents(setup, [len(one) for one in texts]), cost, seed)
             rows, edit, scale = score_arms(setup, edits, read, cost)
             settings = {"document": _one_or_all(documents), "queries": _one_or_all(queries), "cost": cost, "seed": seed}
             report = assemble_report(donor, read, rows, settings)
@@ -76,7 +81,10 @@ def consolidate(
             return report
 
         work = partial(stages, documents=len(documents))
-        return Job(make=make, plan=lambda: plan_conversion(donor, work, added=size_kept(model), progress=progress))
+        memory, added = targets(model, len(documents)), size_kept(model)
+        return Job(
+            make=make, plan=lambda: plan_conversion(donor, work, memory=memory, added=added, progress=progress)
+        )  # fmt: skip
 
     return run("convert consolidate", plan, out, overwrite=overwrite)[0]
 

@@ -16,7 +16,6 @@ from stitch.conversions.consolidation.queries import (
     cut_queries,
     label_queries,
     query_length,
-    read_document,
     read_ids,
     unrelated_prefixes,
 )
@@ -32,10 +31,9 @@ class Document:
     bare: PrefixedQueries
 
 
-def read_with_queries(setup: ModelAndText, file: Path, queries: Path | None, seed: int) -> Document:
-    """The document in `file`, with queries after unrelated text as long as it is (at most a window) and without a prefix."""
+def with_queries(setup: ModelAndText, name: str, ids: Tensor, queries: Path | None, seed: int) -> Document:
+    """The document, with queries after unrelated text as long as it is (at most a window) and without a prefix."""
     model = setup.model
-    ids = read_document(model, file)
     generator = torch.Generator().manual_seed(seed + 1)  # another seed than for the continuations of the fit
     length = query_length(model)
     if queries is None:
@@ -45,7 +43,7 @@ def read_with_queries(setup: ModelAndText, file: Path, queries: Path | None, see
     labelled = label_queries(model, ids, asked, progress=setup.progress)
     windows = setup.windows["report"]
     prefixes = unrelated_prefixes(windows, len(asked), len(ids), generator)
-    return Document(file.name, ids, PrefixedQueries(labelled, prefixes), PrefixedQueries(labelled, prefixes[:, :0]))
+    return Document(name, ids, PrefixedQueries(labelled, prefixes), PrefixedQueries(labelled, prefixes[:, :0]))
 
 
 def wrong_documents(setup: ModelAndText, lengths: Sequence[int]) -> list[Int[Tensor, " tokens"]]:
@@ -56,6 +54,9 @@ def wrong_documents(setup: ModelAndText, lengths: Sequence[int]) -> list[Int[Ten
 
 
 def names_of(documents: Sequence[Document]) -> str:
-    """Their names in a sentence."""
-    *before, last = [one.name for one in documents]
+    """Their names in a sentence; of more than three the first two, and how many more."""
+    names = [one.name for one in documents]
+    if len(names) > 3:
+        return f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    *before, last = names
     return f"{', '.join(before)} and {last}" if before else last

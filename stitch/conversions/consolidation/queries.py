@@ -46,6 +46,8 @@ class LabelledQueries:
 
 def joined(parts: Sequence[LabelledQueries]) -> LabelledQueries:
     """The queries of all `parts`, which are of one length, with their targets."""
+    if len(parts) == 1:
+        return parts[0]
     return LabelledQueries(torch.cat([one.queries for one in parts]), torch.cat([one.target for one in parts]))
 
 
@@ -64,7 +66,7 @@ def query_length(model: Model) -> int:
 
 def read_document(model: Model, file: Path) -> Int[Tensor, " tokens"]:
     """Token ids of a text file. Raises UsageError if it is missing, empty, or too long for the context with a query."""
-    return check_document(model, read_ids(model, file, "document"))
+    return check_document(model, read_ids(model, file, "document"), file.name)
 
 
 def read_ids(model: Model, file: Path, parameter: str) -> Int[Tensor, " tokens"]:
@@ -72,15 +74,17 @@ def read_ids(model: Model, file: Path, parameter: str) -> Int[Tensor, " tokens"]
     return file_ids(file, model.tokenizer, parameter)
 
 
-def check_document(model: Model, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
+def check_document(model: Model, ids: Int[Tensor, " tokens"], name: str) -> Int[Tensor, " tokens"]:
     """Returns `ids`. Raises UsageError if they are too few, or too many for the context together with a query."""
     if len(ids) < LEAST:
-        raise UsageError(f"document must have at least {LEAST} tokens; got {len(ids)}: give a file with text.")
+        raise UsageError(
+            f"document must have at least {LEAST} tokens; got {len(ids)} in {name}: give a file with text."
+        )
     room = model.longest - 1 - query_length(model)
     if len(ids) > room:
         raise UsageError(
             f"document must have at most {room} tokens, so that it fits into the context of {model.longest} together "
-            f"with a query of {query_length(model)}; got {len(ids)}: cut it into several files."
+            f"with a query of {query_length(model)}; got {len(ids)} in {name}: cut it into several files."
         )
     return ids
 

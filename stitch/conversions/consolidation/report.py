@@ -34,7 +34,7 @@ def assemble_report(donor: Donor, documents: Sequence[Document], rows: dict[str,
         f"Gain kept: {ours['kept']:.0%} ({ours['kept_low']:.0%} to {ours['kept_high']:.0%}) after unrelated text, "
         f"{ours['kept_bare']:.0%} ({ours['kept_bare_low']:.0%} to {ours['kept_bare_high']:.0%}) with no prefix.",
         *_by_document(by_document),
-        "sgd and adamw train the same matrices on passages of the text; 'adamw, queries' trains them on the queries and "
+        "sgd and adamw train the same matrices on passages of the documents; 'adamw, queries' trains them on the queries and "
         "targets of the converted model for as many steps. 'one step' is a single step of the natural gradient; 'closed form' "
         "fits residual streams instead of predictions.",
         f"Every edit is scaled to cost {settings['cost']} nats per token on the sweep split. 'other text' is the cost on the "

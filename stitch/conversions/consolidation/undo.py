@@ -65,7 +65,7 @@ def assemble_report(source: Source, found: Undo) -> dict:
         "conversion": "undo",
         "model": source.name,
         "title": f"{source.name} without {found.document}",
-        "made": f"{found.document} is taken out again. All tensors have the SHA-256 that they had before it was written in.",
+        "made": f"Taken out again: {found.document}. All tensors have the SHA-256 that they had before.",
         "document": found.document,
         "tensors": {"restored": found.replaced, "of": len(found.restored)},
         "provenance": provenance,

@@ -2,14 +2,23 @@
 
 from stitch.conversions.consolidation.arms import CURVATURE_TOKENS, FIRST_TOKENS, QUERIES, REPORT_TOKENS, SEARCH_TOKENS
 from stitch.conversions.consolidation.fitting import PER_STEP, STEPS
-from stitch.conversions.consolidation.queries import UNSEEN, query_length
+from stitch.conversions.consolidation.queries import GIVEN, UNSEEN, query_length
 from stitch.conversions.consolidation.slow_weights import down_projection
 from stitch.conversions.plan import Counted
 from stitch.estimates.work import Work
+from stitch.models.model import Model
 
 ARMS, TRAINED = 8, 6  # edits, and those among them that take STEPS steps
 TRIES = 3  # scales of an edit that are tried on either text
 EIGEN = 10  # FLOPs per cubed size of an eigendecomposition
+
+
+def targets(model: Model, documents: int) -> int:
+    """Bytes of the answers that edits are fitted to: those of the documents and of the wrong ones, and a copy while these are put
+    together.
+    """
+    copies = 2 if documents == 1 else 3
+    return copies * documents * QUERIES * (query_length(model) - GIVEN) * model.vocabulary * 4
 
 
 def stages(counted: Counted, documents: int = 1) -> dict[str, Work]:
