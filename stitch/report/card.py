@@ -119,7 +119,7 @@ def _without_rows(report: dict) -> list[str]:
     share = f"{found['tokens_without_rows']:,} of {found['tokens']:,} predictions"
     beside = f", {report['models']['b']} {there['b']:.3f} ({elsewhere['b']:.3f})" if "b" in there else ""
     return [
-        f"{share} are made at tokens without a row in the tables: they occur neither in the text to fit on nor in the sweep split."
+        f"{share} are made at tokens without a row in the tables: neither the text to fit on nor the sweep split has them."
         f" There the composite has {there['fallback']:.3f} nats (elsewhere {elsewhere['fallback']:.3f}){beside}; with mean rows "
         f"in place of its fall-back it would have {there['mean_row']:.3f}."
     ]
