@@ -9,6 +9,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from _lines import read
@@ -39,6 +40,7 @@ FIGURES: dict[str, tuple[Callable[[list[dict]], Figure], tuple[str, ...]]] = {  
     "conversions-recurrent": (recurrent.draw, ("conversions_recurrent",)),
     "graft-training": (graft_training.draw, ("graft_training",)),
     "head-maps": (inspected.draw_heads, ("conjectures",)),
+    "head-maps-smollm2": (partial(inspected.draw_heads, model="smollm2"), ("inspect_heads",)),
     "healing": (healing.draw, ("healing",)),
     "main_job": (main_job.draw, ("main_job",)),
     "readable": (readable.draw, ("readable",)),

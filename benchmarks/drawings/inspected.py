@@ -11,9 +11,9 @@ WITH_HEADS, WITH_OUTLIERS = "demo:llama", "smollm2"
 MOST = 128  # stands for more than 64 keys
 
 
-def draw_heads(lines: list[dict]) -> Figure:
+def draw_heads(lines: list[dict], model: str = WITH_HEADS) -> Figure:
     """Keys that matter, far keys and copies, by block (across) and head (down); and the loss where all heads know few keys."""
-    (line,) = [one for one in lines if one["conjecture"] == "far_heads" and one["model"] == WITH_HEADS]
+    (line,) = [one for one in lines if one["conjecture"] == "far_heads" and one["model"] == model]
     depth, width = (1 + max(head[key] for head in line["heads"]) for key in ("block", "head"))
     shown = {
         "keys that matter, powers of two": lambda head: log2(head["keys"] or MOST),
@@ -28,22 +28,22 @@ def draw_heads(lines: list[dict]) -> Figure:
         flat = [one for row in values for one in row if one == one]
         ends = min(flat), max(flat)
         heat_map(axis, values, range(len(values)), 0, [], ends)
-        axis.set(title=f"{WITH_HEADS}: {title}", xlabel="block", ylabel="head")
+        axis.set(title=f"{model}: {title}", xlabel="block", ylabel="head")
         heat_legend(figure, [axis], ends, "")
-    _draw_losses(losses, lines)
+    _draw_losses(losses, lines, model)
     legend(figure, 2)
     return figure
 
 
-def _draw_losses(axis, lines: list[dict]) -> None:
-    (line,) = [one for one in lines if one["conjecture"] == "keys" and one["model"] == WITH_HEADS]
+def _draw_losses(axis, lines: list[dict], model: str) -> None:
+    (line,) = [one for one in lines if one["conjecture"] == "keys" and one["model"] == model]
     ways = list(dict.fromkeys(row["others"] for row in line["rows"]))
     for role, way in zip(("composite", "alternative", "baseline", "null"), ways, strict=True):
         points = [(row["keys"], row["ce"]) for row in line["rows"] if row["others"] == way]
         axis.plot(*zip(*points, strict=True), **marks(role), label=way.replace("null:", "null: "))
     logarithmic(axis, "y", (0.001, 0.01, 0.1, 1))
-    logarithmic(axis, "x", (4, 16))
-    axis.set(title=f"{wide(WITH_HEADS)}: nats above the whole model", xlabel="exact keys of each query", ylabel="nats")
+    logarithmic(axis, "x", sorted({row["keys"] for row in line["rows"]}))
+    axis.set(title=f"{wide(model)}: nats above the whole model", xlabel="exact keys of each query", ylabel="nats")
 
 
 def draw_sites(lines: list[dict]) -> Figure:
