@@ -1,7 +1,7 @@
 """What the arms of `healing.py` cost in float32, from configurations and the numbers of parameters in its lines.
 
 Nothing is fitted or run. What fitting decides is bounded from above: the composite's seam takes no more bytes than its limit
-allows, and multiplies no more numbers than are trained in it; of own tables every row but those by token has a key.
+allows, own tables no more than the blocks that they replace, and neither multiplies more numbers than it has beside its codes.
 """
 
 import torch
@@ -9,12 +9,10 @@ from _healing import REMOVED, SITES, WHOLE, A, B
 
 from stitch.composite.costs import Cost, Costs
 from stitch.config import Settings
-from stitch.conversions.ngrams.memory import NgramShape
 from stitch.models.loading import load
-from stitch.models.model import Model
 from stitch.models.sources import resolve
 
-NUMBER, KEY = 4, 8  # bytes
+NUMBER = 4  # bytes
 CONTEXT = 256
 
 
@@ -32,9 +30,12 @@ def costs(lines: list[dict]) -> list[dict]:
         "random blocks": short,
         "fresh": short,
     }
+    blocks, seam = made.whole_target.bytes - short.bytes, sizes["composite, seam only"]["trained"]
+    halves = made.joined(*SITES, Cost())
+    limit = int(halves.bytes * Settings(model_a=A, model_b=B, layer=SITES[0]).seam_bytes / 100)
     bounds = {
-        "composite": composite(made, sizes["composite, seam only"]["trained"]),
-        "own tables": tables(short, sizes["own tables"]["parameters"] - short.parameters, b),
+        "composite": packed(halves, limit, seam),
+        "own tables": packed(short, blocks, sizes["own tables"]["parameters"] - short.parameters),
     }
     return [
         {"benchmark": "healing", "cost_of": arm, "at_most": arm in bounds, **cost.to_dict()}
@@ -42,16 +43,6 @@ def costs(lines: list[dict]) -> list[dict]:
     ]
 
 
-def composite(made: Costs, trained: int) -> Cost:
-    """Both halves and a seam whose matrices, constants and scales are `trained` numbers; its other bytes are 8-bit codes."""
-    halves = made.joined(*SITES, Cost())
-    limit = int(halves.bytes * Settings(model_a=A, model_b=B, layer=SITES[0]).seam_bytes / 100)
-    return halves + Cost(2.0 * trained, trained + limit - NUMBER * trained, limit, NUMBER * trained)
-
-
-def tables(late: Cost, numbers: int, b: Model) -> Cost:
-    """Blocks behind tables of `numbers` numbers, of which a token reads a row per table and two constants."""
-    shape, rows = NgramShape(), numbers // b.width
-    read = 1 + shape.skips + (shape.order - 1) + 2
-    keyed = rows - (1 + shape.skips) * b.vocabulary
-    return late + Cost(0.0, numbers, NUMBER * numbers + KEY * keyed, NUMBER * b.width * read)
+def packed(kept: Cost, limit: int, numbers: int) -> Cost:
+    """What is kept of models, and `limit` bytes of matrices, constants and scales, `numbers` in all, and of 8-bit codes."""
+    return kept + Cost(2.0 * numbers, numbers + limit - NUMBER * numbers, limit, NUMBER * numbers)

@@ -134,12 +134,13 @@ def test_healing_has_the_intervals_of_reports_and_reaches_a_loss_where_their_end
 def test_healing_bounds_what_arms_cost():
     lines = [
         {"arm": "composite, seam only", "trained": 176_179, "parameters": 4_161_363},
-        {"arm": "own tables", "trained": 12_439_680, "parameters": 12_439_680},
+        {"arm": "own tables", "trained": 3_245_000, "parameters": 3_245_000},
     ]
     found = {one["cost_of"]: one for one in _healing_costs.costs(lines)}
     b, short = (load(resolve(_healing.B).folder, dtype=torch.float32) for _ in range(2))
     short = replace(short, net=_healing.make("fresh", 0, Path(), b))
     assert found["fresh"] == found["fresh"] | whole(short, _healing_costs.CONTEXT).to_dict()
+    assert found["own tables"]["bytes"] == found["demo:llama"]["bytes"] > found["fresh"]["bytes"]
     joined = {
         "flops": 7_544_832.0,
         "parameters": 5_048_723,
