@@ -453,9 +453,9 @@ def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
 
 def test_of_many_documents_a_title_has_two():
     def told(count: int) -> str:
-        none = torch.zeros(0)
-        empty = queries.PrefixedQueries(queries.LabelledQueries(none, none), none)
-        return names_of([Document(f"{number}.txt", none, empty, empty) for number in range(count)])
+        ids = torch.zeros(1, 2, dtype=torch.long)
+        asked = queries.PrefixedQueries(queries.LabelledQueries(ids, torch.zeros(1, 1, 2)), ids)
+        return names_of([Document(f"{number}.txt", ids[0], asked, asked) for number in range(count)])
 
     assert told(1) == "0.txt" and told(3) == "0.txt, 1.txt and 2.txt"
     assert told(40) == "0.txt, 1.txt and 38 more"

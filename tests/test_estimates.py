@@ -181,14 +181,16 @@ COMMANDS = {
     "heads": ["convert", "heads", "{gpt2}", "--kv-heads", "1", "--steps", "2"],
     "ngram": ["convert", "ngram", "{gpt2}", "--drop", "auto"],
     "recurrent": ["convert", "recurrent", "{gpt2}"],
-    "consolidate": ["convert", "consolidate", "{gpt2}", "--context", "{text}"],
+    "consolidate": ["convert", "consolidate", "{gpt2}", "--context", "{note}"],
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(name, pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [word.format(**pair) for word in COMMANDS[name]]
+    note = pair["text"].with_name("note.txt")
+    note.write_text("norm head block early late match pair plan. " * 2)
+    words = [word.format(**pair, note=note) for word in COMMANDS[name]]
     common = ["--text", str(pair["text"]), "--tokens", "4096", "--device", "cpu", "--dry-run", "--quiet"]
     context = [] if name == "consolidate" else ["--context", "32"]
     result = CliRunner().invoke(cli.app, [*words, *common, *context, "--json"])

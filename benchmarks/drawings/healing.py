@@ -33,7 +33,7 @@ def draw(lines: list[dict]) -> Figure:
             rule(axis, value, role=role, label=donor, dash="--" if role == "a" else ":")
         for arm, (role, variant) in ARMS.items():
             if not (own := [line for line in points if line["arm"] == arm]):
-            continue
+                continue
             at, how = [max(line["tokens"], left) for line in own], marks(role, variant)
             axis.plot(at, [line[key] for line in own], **how, label=arm)
             low, high = ([line[f"{key}_{end}"] for line in own] for end in ("low", "high"))

@@ -238,7 +238,7 @@ def undo(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Take what was consolidated last out of the MLP weights again.
+    """Take the last document out of the MLP weights again.
 
     MODEL is a folder that `stitch convert consolidate` wrote. The result has the donor's tensors, bit for bit, in the number
     format that the conversion ran in. Documents that were written together come out together. A model that has changed since is
