@@ -1,5 +1,6 @@
 """The scripts of conjectures that train small networks: they compute what their heads say, and give verdicts by their rules."""
 
+import ledger
 import output_null
 import pytest
 import random_routing
@@ -116,3 +117,8 @@ def test_routes_are_those_of_the_arm():
 def test_the_verdict_on_routing_follows_its_rule(dense, learned, position, wanted):
     told = {"dense": dense, "learned": learned, "null:position": position}
     assert random_routing.verdict({name: [value, value - 0.05, value + 0.05] for name, value in told.items()}) == wanted
+
+
+def test_the_ledger_is_made_from_what_pages_and_results_say_now(capsys):
+    ledger.main()
+    assert capsys.readouterr().out == (ledger.RESULTS / "ledger.jsonl").read_text()
