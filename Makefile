@@ -25,8 +25,9 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Exit code 5 of pytest means that no test was collected. -rs says what was skipped and why, as without Chromium.
+# WITHIN=600 skips those that have not begun after ten minutes.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow -rs --numprocesses logical --maxprocesses 2 --durations 25 || test $$? -eq 5
+	$(BIN)/python -m pytest -m slow -rs $(addprefix --within=,$(WITHIN)) --numprocesses logical --maxprocesses 2 --durations 25 || test $$? -eq 5
 
 # Runs the tests that depend on rounding with the instruction sets and summation orders of other processors.
 CPUS := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default

@@ -7,11 +7,13 @@ import gc
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
+_START = time.monotonic()
 _CACHE = tempfile.TemporaryDirectory(prefix="stitch-tests-")
 
 os.environ.update(
@@ -41,6 +43,18 @@ _SHAPED = [
     if "from jaxtyping import" in file.read_text()
 ]
 install_import_hook(_SHAPED, "shapes.checked")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--within", type=float, metavar="SECONDS", help="Skip the tests that have not begun after so long."
+    )
+
+
+def pytest_runtest_setup(item):
+    within = item.config.getoption("within")
+    if within is not None and time.monotonic() - _START > within:
+        pytest.skip(f"not begun within {within:.0f} s")
 
 
 @pytest.hookimpl(wrapper=True)

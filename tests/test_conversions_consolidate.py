@@ -289,6 +289,27 @@ def test_the_target_is_the_donors_prediction_with_the_document_before_the_query(
     assert own.kl is not None and own.kl.abs().max() < 1e-4
 
 
+@pytest.mark.numeric
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_a_document_that_is_read_once_is_read_as_before_every_query(family):
+    model, document, asked = tiny.model(family), tiny.ids(1, 30, seed=5)[0], tiny.ids(20, 16, seed=6)
+    found = queries.label_queries(model, document, asked)
+    expected = queries.predictions(model, document.expand(20, -1), asked)
+    torch.testing.assert_close(found.target, expected, rtol=1e-4, atol=1e-4)
+    drawn = queries.continuations(model, document, 3, 8, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, reread(model, document, 3, 8, torch.Generator().manual_seed(0)))
+
+
+def reread(model, document, count, length, generator):
+    """Continuations by a model that reads everything again for each token."""
+    whole = torch.cat([torch.tensor([tiny.BOS]), document]).expand(count, -1)
+    for _ in range(length):
+        chances = model.net(whole, use_cache=False).logits[:, -1].float().softmax(-1)
+        whole = torch.cat([whole, torch.multinomial(chances, 1, generator=generator)], 1)
+    return whole[:, -length:]
+
+
 def test_the_share_kept_is_zero_without_and_one_with_the_document():
     def scores(*nats: float) -> Scores:
         some = torch.tensor(nats, dtype=torch.float64)

@@ -82,15 +82,19 @@ class ModelAndText:
         before = self.unedited_scores["report"]
         return scores.ce - before.ce, *scores.interval(minus=before)
 
-    def scale(self, edit: Edit, budget: float) -> float:
-        """The factor with which the edit costs about `budget` nats per token on the sweep split."""
+    def scale(self, edit: Edit, budget: float, start: float | None = None) -> float:
+        """The factor with which the edit costs about `budget` nats per token on the sweep split.
+
+        The search begins with `start`, where it is known from a like edit; otherwise on less text.
+        """
 
         def cost_on(text: str, scale: float) -> float:
             scores = self._scores(edited_parameters(self.model, edit, scale), self.other_text[text])
             return scores.ce - self.unedited_scores[text].ce
 
-        about = scale_to_cost(partial(cost_on, "first"), budget, within=0.2)
-        return scale_to_cost(partial(cost_on, "search"), budget, start=about or 1.0)
+        if start is None:
+            start = scale_to_cost(partial(cost_on, "first"), budget, within=0.2) or 1.0
+        return scale_to_cost(partial(cost_on, "search"), budget, start=start)
 
     def _scores(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: logits_with(self.model, changed, batch.ids)}

@@ -5,14 +5,17 @@ A query is a short text about the document. *With context* the donor reads [BOS,
 scored, since they can often be predicted from the last words before the query.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from stitch.conversions.consolidation.slow_weights import Parameters, logits_with
 from stitch.errors import StitchError, UsageError
@@ -115,6 +118,22 @@ def predictions(
 
 
 @torch.no_grad()
+def read_once(model: Model, document: Int[Tensor, " tokens"]) -> tuple[Float[Tensor, "1 vocabulary"], Cache | None]:
+    """Logits behind BOS and the document, and the cache of both. None for a family that keeps its state elsewhere."""
+    ids = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document])[None].to(model.device)
+    found = model.net(input_ids=ids, use_cache=True, logits_to_keep=1)
+    cache = getattr(found, "past_key_values", None)
+    return found.logits[:, -1], cache if isinstance(cache, Cache) else None
+
+
+def _repeated(cache: Cache, count: int) -> Any:
+    """A copy of the cache of one text, for `count` texts that begin with it."""
+    found = copy.deepcopy(cache)
+    found.batch_repeat_interleave(count)
+    return found
+
+
+@torch.no_grad()
 def label_queries(
     model: Model,
     document: Int[Tensor, " tokens"],
@@ -123,8 +142,15 @@ def label_queries(
     progress: Progress | None = None,
 ) -> LabelledQueries:
     """The queries with the model's log-probabilities when it has read the document before each."""
-    batches = counted(queries.split(BATCH), "what the model says with the document (batches)", progress)
-    parts = [predictions(model, document.expand(len(some), -1), some, given=given) for some in batches]
+    cache = read_once(model, document)[1]
+    parts = []
+    for some in counted(queries.split(BATCH), "what the model says with the document (batches)", progress):
+        if cache is None or not given:
+            parts.append(predictions(model, document.expand(len(some), -1), some, given=given))
+        else:
+            before = _repeated(cache, len(some))
+            found = model.net(input_ids=some.to(model.device), past_key_values=before, use_cache=True)
+            parts.append(found.logits[:, given - 1 : -1].float().log_softmax(-1))
     return LabelledQueries(queries, torch.cat(parts))
 
 
@@ -138,19 +164,18 @@ def continuations(
     progress: Progress | None = None,
 ) -> Int[Tensor, "count length"]:
     """Texts that the model generates after the document, sampled at temperature 1."""
-    start = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document]).expand(count, -1).to(model.device)
-    found = model.net(input_ids=start, use_cache=True)
-    tokens = []
+    logits, cache = read_once(model, document)
+    logits, cache = logits.expand(count, -1), None if cache is None else _repeated(cache, count)
+    whole = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document]).expand(count, -1)
     for _ in counted(range(length), "continuations of the document (tokens)", progress):
-        chances = found.logits[:, -1].float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
-        tokens.append(torch.multinomial(chances, 1, generator=generator))
-        if len(tokens) < length:
-            start = torch.cat([start, tokens[-1].to(model.device)], 1)
-            if (cache := getattr(found, "past_key_values", None)) is None:  # the family keeps its state elsewhere
-                found = model.net(input_ids=start, use_cache=False)
-            else:
-                found = model.net(input_ids=start[:, -1:], past_key_values=cache, use_cache=True)
-    return torch.cat(tokens, 1)
+        chances = logits.float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
+        whole = torch.cat([whole, torch.multinomial(chances, 1, generator=generator)], 1)
+        if cache is None:
+            logits = model.net(input_ids=whole.to(model.device), use_cache=False).logits[:, -1]
+        else:
+            last = whole[:, -1:].to(model.device)
+            logits = model.net(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+    return whole[:, -length:]
 
 
 def passages(
