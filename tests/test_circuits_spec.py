@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, make_prompts
+from stitch.circuits.bracket_text import KINDS, closed_brackets
 from stitch.circuits.score import answered, divergence, score
 from stitch.errors import StitchError, UsageError
 from stitch.text.documents import read, select
@@ -122,7 +123,7 @@ def test_resampled_tokens_bound_the_accuracy_of_a_rule_that_looks_one_token_back
         return ids[places[0] + 1] if places else what_followed_most(ids)
 
     assert score(following(two_back), asked)[0]["right"] > asked.order_one + 0.1
-    assert set(RULES) | {"iid-induction", "natural-copying"} == set(BEHAVIOURS)
+    assert set(RULES) | {"iid-induction", "natural-copying", "natural-brackets"} == set(BEHAVIOURS)
 
 
 @pytest.mark.parametrize("behaviour", RULES)
@@ -218,6 +219,68 @@ def test_passages_of_held_out_text_stand_twice(text: str):
         assert {tuple(row) for row in of.clean[first::2, 1:61].tolist()} <= starts[split]
     with pytest.raises(UsageError, match=r"split .* at least 201 documents of 80 tokens; .* lower `count`"):
         make_prompts("natural-copying", with_words(), count=400, text=text)
+
+
+@pytest.fixture(scope="module")
+def bracketed(tmp_path_factory) -> str:
+    """Documents of 240 words, in which brackets of three kinds, one within the other too, are open for 1 to 60 words."""
+    path = tmp_path_factory.mktemp("text") / "brackets.jsonl"
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(most: int) -> int:
+        return int(torch.randint(most, (), generator=generator))
+
+    def words(count: int, depth: int = 0) -> list[str]:
+        if depth > 1 or count < 4:
+            return [f"t{drawn(200)}" for _ in range(count)]
+        kind, inside = KINDS[drawn(3)], min(count - 3, 1 + drawn(60))
+        return [
+            "t0", kind[0], *words(inside, depth + 1), kind[1], *words(max(0, count - inside - 3), depth)
+        ]  # fmt: skip
+
+    with path.open("w") as file:
+        for _ in range(900):
+            file.write(json.dumps({"text": " ".join(words(240))}) + "\n")
+    return str(path)
+
+
+def test_the_bracket_that_closes_next_in_held_out_text_is_asked_for(bracketed: str):
+    of = make_prompts("natural-brackets", with_words(), count=60, text=bracketed)
+    found, corrupt = score(following(closing), of)
+    assert (found["right"], corrupt["right"]) == (1.0, 0.0)
+    assert of.clean.shape == (60, 97) and of.distance is not None and of.distance.min() >= 8 and of.distance.max() > 40
+    places = (of.clean != of.corrupt).nonzero()
+    assert torch.equal(places[:, 0], torch.arange(60)) and torch.equal(97 - places[:, 1], of.distance)
+    assert of.answers[of.asked].unique(return_counts=True)[1].tolist() == [20, 20, 20]
+    texts = {
+        split: [with_words().encode(one, add_special_tokens=False) for _, one in select(read(bracketed), split)]
+        for split in ("sweep", "report")
+    }
+    for split, first in (("sweep", 0), ("report", 1)):
+        asked = [[*row[1:], answer] for row, answer in zip(of.clean.tolist(), of.answers[:, -1].tolist(), strict=True)]
+        for row in asked[first::2]:
+            assert any(one[at : at + 97] == row for one in texts[split] for at in range(len(one) - 96))
+    with pytest.raises(UsageError, match=r"at least 200 documents with a bracket that closes 8 to 96 .* lower `count`"):
+        make_prompts("natural-brackets", with_words(), count=400, text=bracketed)
+    with pytest.raises(UsageError, match="single tokens: choose another"):
+        make_prompts("natural-brackets", with_ids(50), text=bracketed)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [
+        (["a", "(", "b", "[", "c", "]", ")"], [(3, 5, 1), (1, 6, 0)]),
+        (
+            ["f", "()", "(", "x", "()", ")"],
+            [(2, 5, 0)],
+        ),  # pairs inside a token are not returned, and take no partner away
+        (["f(", "x", ")", " (", "y", ") "], [(3, 5, 0)]),  # nor is a bracket in a longer token; blanks do not count
+        (["(", "x", "]", ")", "{", "}"], [(4, 5, 2)]),  # what closes another kind leaves nothing open
+        ([")", "(", "x", "):", ")"], []),
+    ],
+)
+def test_brackets_close_the_last_one_that_is_open(tokens: list[str], found: list[tuple[int, int, int]]):
+    assert [(one.opening, one.closing, one.kind) for one in closed_brackets(tokens)] == found
 
 
 def test_prompts_depend_on_the_seed_alone():

@@ -6,7 +6,7 @@ but the behaviour gives the answer. All prompts start with BOS.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from stitch.circuits.bracket_text import BracketTokens, Closed, bracket_tokens, closed_brackets
 from stitch.errors import UsageError
 from stitch.files.schema import Schema, checked_lines
 from stitch.files.specification import faulty, shown
@@ -31,6 +32,7 @@ LONGEST = 256  # tokens of a prompt with a repeated sequence, at most
 REPEATED = 8, 24  # the least and the largest length of a repeated sequence
 NEAREST, FARTHEST = 8, 200  # how far before its second occurrence a sequence stands first, in tokens
 PASSAGE, BETWEEN = 60, 20  # natural text: length of a repeated passage, and the tokens between its two occurrences
+READ = 96  # natural text: tokens before the closing bracket that is asked for
 PAIRS = 12  # pairs of tokens in a prompt made of pairs
 BRACKETS = ("()", "[]", "{}", "<>", '""', "''", "``")
 WORDS = 12  # words in a prompt with brackets
@@ -47,8 +49,8 @@ class Prompts:
 
     `corrupt` replaces the tokens that the answers follow from. It has the same length, so that activations of one can be put into
     the other. `order_one` is for behaviours with repeated tokens: the share of answers that a first-order Markov model of the
-    prompt so far gets right, ties broken by chance. `distance` is for sequences that stand twice: how many tokens back a token
-    stood first.
+    prompt so far gets right, ties broken by chance. `distance` is how many tokens back stands what decides: the first occurrence
+    of a sequence that stands twice, or an opening bracket.
 
     A circuit is chosen on every second prompt, from the first on, and reported on the others.
     """
@@ -306,19 +308,95 @@ def natural_copying(sampler: _TokenSampler) -> Prompts:
     gives one passage, from its start. Every second passage, from the first on, is of the text's sweep split, the others are of
     its report split.
     """
-    per_split: dict[Split, int] = {"sweep": (sampler.count + 1) // 2, "report": sampler.count // 2}
     length = PASSAGE + BETWEEN
-    wanted = Wanted({split: 4 * length * count for split, count in per_split.items()}, sampler.tokenizer, LONGEST)
-    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
     passages = torch.zeros(2, sampler.count, length, dtype=torch.long)
-    for first, (split, count) in enumerate(per_split.items()):
-        found = _starts(sampler, select(corpus.documents, split), count + 1, length)
-        passages[:, first::2] = torch.stack([found[:-1], found[1:]])
+    for rows, count, documents in _held_out(sampler, 4 * length):
+        found = _starts(sampler, documents, count + 1, length)
+        passages[:, rows] = torch.stack([found[:-1], found[1:]])
     (passage, _), (other, between) = (ids.split([PASSAGE, BETWEEN], 1) for ids in passages)
     clean, corrupt = (sampler.starting_with_bos(first, between, passage) for first in (passage, other))
     asked = torch.zeros_like(clean, dtype=torch.bool)
     asked[:, length + 1 : -1] = True
     return _following(clean, corrupt, asked)
+
+
+def natural_brackets(sampler: _TokenSampler) -> Prompts:
+    """The closing bracket that comes next in held-out text is asked for, 8 to 96 tokens after it was opened.
+
+    Corrupt: the opening bracket is of another kind, so right answers there come from the rest of the text. Closing brackets
+    compete only with each other. A document gives one prompt. Kinds, then distances, are as equal in number as the text allows.
+    Every second prompt, from the first on, is of the text's sweep split, the others are of its report split.
+    """
+    if (tokens := bracket_tokens(sampler.tokenizer)) is None:
+        raise UsageError(
+            "natural-brackets needs a tokenizer in which (, ), [, ], { and } are single tokens: choose another."
+        )
+    clean = torch.zeros(sampler.count, READ, dtype=torch.long)
+    kinds, distance = (torch.zeros(sampler.count, dtype=torch.long) for _ in range(2))
+    for rows, count, documents in _held_out(sampler, 8 * READ):
+        read, opened = _open_brackets(sampler, tokens, documents, count)
+        clean[rows] = torch.tensor(read, dtype=torch.long).view(count, READ)
+        kinds[rows] = torch.tensor([one.kind for one in opened], dtype=torch.long)
+        distance[rows] = torch.tensor([one.closing - one.opening for one in opened], dtype=torch.long)
+    place = (READ - distance)[:, None]
+    step = torch.randint(1, len(tokens.closings), (sampler.count,), generator=sampler.generator)
+    other = (kinds + step) % len(tokens.closings)
+    opening = clean.gather(1, place)[:, 0].tolist()
+    replaced = [tokens.exchanged[id][kind] for id, kind in zip(opening, other.tolist(), strict=True)]
+    corrupt = sampler.starting_with_bos(clean.scatter(1, place, torch.tensor(replaced)[:, None]))
+    asked = torch.zeros_like(corrupt, dtype=torch.bool)
+    asked[:, -1] = True
+    answers = torch.where(asked, torch.tensor(tokens.closings)[kinds][:, None], 0)
+    clean = sampler.starting_with_bos(clean)
+    return Prompts(clean, corrupt, asked, answers, tuple(tokens.closings), distance=distance)
+
+
+def _open_brackets(
+    sampler: _TokenSampler, tokens: BracketTokens, documents: list[Document], count: int
+) -> tuple[list[list[int]], list[Closed]]:
+    """The READ tokens before a closing bracket, of `count` documents in random order, and which it is. Raises UsageError when
+    fewer documents have one."""
+    read, found = [], []
+    for number in torch.randperm(len(documents), generator=sampler.generator).tolist():
+        if len(found) == count:
+            break
+        ids = sampler.tokenizer.encode(documents[number][1], add_special_tokens=False, verbose=False)
+        fitting = [
+            one
+            for one in closed_brackets([tokens.texts[id] for id in ids])
+            if one.closing >= READ and NEAREST <= one.closing - one.opening <= READ
+            and ids[one.opening] in tokens.exchanged and ids[one.closing] in tokens.closings
+        ]  # fmt: skip
+        if fitting:
+            order = torch.randperm(len(fitting), generator=sampler.generator).tolist()
+            kinds, octaves = (Counter(map(of, found)) for of in (_kind, _octave))
+            found.append(min((fitting[at] for at in order), key=lambda one: (kinds[one.kind], octaves[_octave(one)])))
+            read.append(ids[found[-1].closing - READ : found[-1].closing])
+    if len(found) < count:
+        raise UsageError(
+            f"each held-out split of the text must have at least {count:,} documents with a bracket that closes {NEAREST} to "
+            f"{READ} tokens after it opened; {sampler.text} has {len(found):,}: lower `count` or take more text."
+        )
+    return read, found
+
+
+def _kind(one: Closed) -> int:
+    return one.kind
+
+
+def _octave(one: Closed) -> int:
+    """Which power of two the distance of the brackets is below."""
+    return (one.closing - one.opening).bit_length()
+
+
+def _held_out(sampler: _TokenSampler, tokens: int) -> Iterator[tuple[slice, int, list[Document]]]:
+    """For the sweep split, then for the report split of the text: the prompts that come from it, their number, and its documents,
+    with at least `tokens` per prompt in all where the text is long enough."""
+    per_split: dict[Split, int] = {"sweep": (sampler.count + 1) // 2, "report": sampler.count // 2}
+    wanted = Wanted({split: tokens * count for split, count in per_split.items()}, sampler.tokenizer, LONGEST)
+    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
+    for first, (split, count) in enumerate(per_split.items()):
+        yield slice(first, None, 2), count, select(corpus.documents, split)
 
 
 def _starts(
@@ -348,6 +426,7 @@ BEHAVIOURS: dict[str, Callable[[_TokenSampler], Prompts]] = {
     "brackets": brackets,
     "ngram": ngram,
     "natural-copying": natural_copying,
+    "natural-brackets": natural_brackets,
 }
 
 
@@ -363,7 +442,7 @@ def make_prompts(
     progress: Progress | None = None,
 ) -> Prompts:
     """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). Prompts whose length is not
-    fixed have at most `longest` tokens. n-grams and passages come from `text`, which may be written by `writer`.
+    fixed have at most `longest` tokens. `text`, which may be written by `writer`, is what the text of behaviours comes from.
 
     Raises: UsageError when there is no such behaviour or file, when the context, the vocabulary or the text is too small for it,
     and for a file with other lines.

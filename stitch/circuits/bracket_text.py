@@ -1,14 +1,15 @@
 """Brackets in running text: which one a closing bracket closes, where both are tokens of their own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 KINDS = ("()", "[]", "{}")
 
 
 @dataclass(frozen=True)
 class Closed:
-    """The places of an opening and of the closing bracket among the tokens, and which of KINDS they are."""
+    """The places of an opening and of its closing bracket among the tokens, and which of KINDS they are."""
 
     opening: int
     closing: int
@@ -18,12 +19,14 @@ class Closed:
 def closed_brackets(tokens: Sequence[str]) -> Iterator[Closed]:
     """The pairs of brackets in a text given as the texts of its tokens, in the order in which they close.
 
-    Brackets inside longer tokens are counted, so that a bracket is not taken for the partner of another one, but not returned;
-    blanks before a bracket are not a longer token. What closes nothing that is open, or another kind, leaves nothing open.
+    Brackets inside longer tokens are counted, so that no bracket is taken for the partner of another one, but not returned;
+    blanks beside a bracket do not make a longer token. What closes nothing, or another kind than is open, leaves nothing open.
     """
     opens = {pair[0]: kind for kind, pair in enumerate(KINDS)}
     closes = {pair[1]: kind for kind, pair in enumerate(KINDS)}
-    held: list[tuple[int, int, bool]] = []  # kind, place and whether the token is the bracket alone, of all that are open
+    held: list[
+        tuple[int, int, bool]
+    ] = []  # of all that are open: kind, place, and whether the token is the bracket alone
     for place, text in enumerate(tokens):
         alone = len(text.strip()) == 1
         for letter in text:
@@ -33,23 +36,30 @@ def closed_brackets(tokens: Sequence[str]) -> Iterator[Closed]:
                 if not held or held[-1][0] != kind:
                     held.clear()
                     continue
-                _, opening, alone_too = held.pop()
-                if alone and alone_too:
+                _, opening, opened_alone = held.pop()
+                if alone and opened_alone:
                     yield Closed(opening, place, kind)
 
 
-def exchanged(vocabulary: Mapping[str, int], texts: Mapping[str, str]) -> dict[int, dict[int, int]]:
-    """By token that is an opening bracket, perhaps with blanks: the tokens of the other kinds with the same blanks, by kind.
+@dataclass(frozen=True)
+class BracketTokens:
+    """Tokens of a vocabulary. `exchanged` has, by the id of an opening bracket, perhaps with a blank before it, the ids of all
+    KINDS with the same blank; `closings` are the ids of the closing brackets without blanks."""
 
-    `vocabulary` has the ids of tokens, `texts` what each stands for. Tokens for which a kind is missing are left out.
-    """
-    ids = {texts[token]: id for token, id in vocabulary.items()}
-    found: dict[int, dict[int, int]] = {}
-    for text, id in ids.items():
-        bracket = text.strip()
-        if bracket not in [pair[0] for pair in KINDS]:
-            continue
-        like = [text.replace(bracket, pair[0]) for pair in KINDS]
-        if all(one in ids for one in like):
-            found[id] = {kind: ids[one] for kind, one in enumerate(like)}
-    return found
+    texts: dict[int, str]
+    exchanged: dict[int, list[int]]
+    closings: list[int]
+
+
+def bracket_tokens(tokenizer: Any) -> BracketTokens | None:
+    """The tokens that are brackets; None where a closing bracket, or every opening one, is missing."""
+    texts = {id: token.replace("Ġ", " ").replace("▁", " ") for token, id in tokenizer.get_vocab().items()}
+    ids = {text: id for id, text in texts.items()}
+
+    def all_of(spelt: list[str]) -> list[int]:
+        return [ids[text] for text in spelt] if all(text in ids for text in spelt) else []
+
+    alike = [all_of([blank + pair[0] for pair in KINDS]) for blank in ("", " ")]
+    exchanged = {id: among for among in alike for id in among}
+    closings = all_of([pair[1] for pair in KINDS])
+    return BracketTokens(texts, exchanged, closings) if exchanged and closings else None

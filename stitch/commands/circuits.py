@@ -126,8 +126,8 @@ def graft(
             "Text",
             "--text",
             "SOURCE",
-            "Text that `ngram` counts n-grams in and `natural-copying` takes passages from, and that a trained host is "
-            f"evaluated on: {o.SOURCES}.",
+            "Text that `ngram` counts n-grams in and `natural-copying` and `natural-brackets` take passages from, and that a "
+            f"trained host is evaluated on: {o.SOURCES}.",
         ),
     ] = "docs",
     seed: o.Seed = 0,
