@@ -31,6 +31,7 @@ QUERY = 64  # tokens, at most; shorter where the model's context is
 GIVEN = 8  # tokens of a query that are not scored
 LEAST = 2  # tokens that a document must have
 BATCH = 16  # queries per forward pass
+CACHED = 16_384  # tokens of a document in the caches of all queries of a pass, at most: memory grows with both
 UNSEEN = 32  # queries for the report that the donor generates if no file is given
 
 
@@ -143,8 +144,8 @@ def label_queries(
 ) -> LabelledQueries:
     """The queries with the model's log-probabilities when it has read the document before each."""
     cache = read_once(model, document)[1]
-    parts = []
-    for some in counted(queries.split(BATCH), "what the model says with the document (batches)", progress):
+    parts, at_once = [], max(1, min(BATCH, CACHED // len(document)))
+    for some in counted(queries.split(at_once), "what the model says with the document (batches)", progress):
         if cache is None or not given:
             parts.append(predictions(model, document.expand(len(some), -1), some, given=given))
         else:

@@ -30,7 +30,8 @@ def stages(counted: Counted, documents: int = 1) -> dict[str, Work]:
     curvature = counted.trained(curved) + model.depth * machine.product(squares, double=True)
     read = min(model.longest, 2 * query_length(model) + counted.donor.context // 2)
     steps = documents * TRAINED * STEPS * counted.trained(PER_STEP * 2 * query_length(model))
-    labelled = 3 * counted.scored(documents * QUERIES * read)
+    asked = read + QUERIES * 3 // 2 * query_length(model)  # half of the queries are written first
+    labelled = 2 * counted.scored(documents * asked)  # of the documents and of the wrong ones
     searched = sum(min(count, tokens["sweep"]) for count in (FIRST_TOKENS, SEARCH_TOKENS))
     scaled = ARMS * counted.scored(TRIES * searched + min(REPORT_TOKENS, tokens["report"]))
     return {
