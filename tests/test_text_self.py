@@ -236,7 +236,7 @@ def test_a_pair_is_joined_on_text_that_b_writes(donors, tmp_path):
     assert text["written"]["model"] == str(donors["qwen3"]) and text["written"]["seed"] == 0
     assert report["recipe"]["text"] == "self"
     assert json.loads((folder / "report.json").read_text()) == report
-    assert verdict_sentence(report).startswith(f"On text that {donors['qwen3']} wrote: ")
+    assert verdict_sentence(report).startswith(f"Text written by {donors['qwen3']}. ")
     assert text["note"] in footnotes(report)
     rows = {row["name"]: row for row in report["results"]}
     assert rows["b"]["ce"] < rows["a"]["ce"] and rows["b"]["ce"] < rows["composite"]["ce"]

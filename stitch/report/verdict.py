@@ -9,7 +9,7 @@ def verdict_sentence(report: dict) -> str:
     Where a model wrote the text that decides, the sentence says so first: it is the best of all on that.
     """
     written = report.get("provenance", {}).get("text", {}).get("written")
-    return (f"On text that {written['model']} wrote: " if written else "") + _sentence(report) + _not_tried(report)
+    return (f"Text written by {written['model']}. " if written else "") + _sentence(report) + _not_tried(report)
 
 
 def _sentence(report: dict) -> str:
