@@ -135,6 +135,8 @@ def summaries(lines: list[dict]) -> Iterator[dict]:
                 name: [one["costs"][name] for one in having] for name in {"converted", row} & having[0]["costs"].keys()
             }
             for line in summary(table, costs):
+                if "cost_range" in line:
+                    line["cost_least"], line["cost_most"] = line.pop("cost_range")
                 if line["row"] == row or row == "converted":
                     yield {"length": length, **line}
 

@@ -22,8 +22,9 @@ from stitch.text.documents import read, select
 from stitch.text.tokenizers import bos_of
 
 LEARN_RATE, UNLEARN_RATE, MOST = 2e-5, 1e-5, 60
-LENGTH, OTHERS, HELD = 200, 200, 8  # tokens of a docstring, docstrings, and those of them that are only scored
-HALVINGS = 12
+LENGTH, HELD = 200, 8  # tokens of a docstring, and docstrings that are only scored
+OTHERS = slice(200, 400)  # of the fit split: docstrings, of which those that are long enough are taken
+HALVINGS = 8
 
 
 def main() -> None:
@@ -41,8 +42,9 @@ def main() -> None:
         return torch.tensor([[bos_of(tokenizer), *ids]])
 
     document = ids_of(given.document.read_text())
-    others = [ids for _, text in select(read("docs"), "fit") if (ids := ids_of(text)).shape[1] == 1 + LENGTH][:OTHERS]
-    held, kept = others[:HELD], others[HELD:]
+    some = (ids_of(text) for _, text in select(read("docs"), "fit")[OTHERS])
+    others = [ids for ids in some if ids.shape[1] == 1 + LENGTH]
+    kept, held = others[:-HELD], others[-HELD:]
 
     def loss(ids: Tensor) -> Tensor:
         return net(input_ids=ids, labels=ids, use_cache=False).loss
@@ -56,14 +58,14 @@ def main() -> None:
 
     points = {"before": scored()}
     start = points["before"]["document"]
-    descend(net, LEARN_RATE, lambda _: loss(document), lambda: scored()["document"] <= start / 2)
+    descend(net, LEARN_RATE, lambda _: loss(document), lambda value: value < start / 2)
     points["learned"] = scored()
 
     def climb(step: int) -> Tensor:
         some = torch.cat([kept[(2 * step + one) % len(kept)] for one in range(2)])
         return loss(some) - loss(document)
 
-    last = descend(net, UNLEARN_RATE, climb, lambda: scored()["document"] >= start)
+    last = descend(net, UNLEARN_RATE, climb, lambda _: scored()["document"] >= start)
     match(net, last, lambda: scored()["document"] < start)
     points["unlearned"] = scored()
     net.save_pretrained(given.out)
@@ -72,15 +74,16 @@ def main() -> None:
 
 
 def descend(net, rate: float, loss, done) -> list[Tensor]:
-    """Steps of AdamW on `loss` of the step's number until `done`, at most MOST. Returns the weights before the last one."""
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0)
+    """At most MOST steps of AdamW on `loss` of the step, until one whose loss was `done`. Returns the weights before it."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate)
     before: list[Tensor] = []
     for step in range(MOST):
         before = [one.detach().clone() for one in net.parameters()]
         optimiser.zero_grad()
-        loss(step).backward()
+        value = loss(step)
+        value.backward()
         optimiser.step()
-        if done():
+        if done(float(value.detach())):
             break
     return before
 
