@@ -50,11 +50,12 @@ def main() -> None:
         return net(input_ids=ids, labels=ids, use_cache=False).loss
 
     @torch.no_grad()
+    def now() -> float:
+        return float(loss(document))
+
+    @torch.no_grad()
     def scored() -> dict[str, float]:
-        return {
-            "document": float(loss(document)),
-            "others": sum(float(loss(one)) for one in held) / len(held),
-        }
+        return {"document": now(), "others": sum(float(loss(one)) for one in held) / len(held)}
 
     points = {"before": scored()}
     start = points["before"]["document"]
@@ -65,8 +66,8 @@ def main() -> None:
         some = torch.cat([kept[(2 * step + one) % len(kept)] for one in range(2)])
         return loss(some) - loss(document)
 
-    last = descend(net, UNLEARN_RATE, climb, lambda _: scored()["document"] >= start)
-    match(net, last, lambda: scored()["document"] < start)
+    last = descend(net, UNLEARN_RATE, climb, lambda _: now() >= start)
+    match(net, last, lambda: now() < start)
     points["unlearned"] = scored()
     net.save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
