@@ -61,12 +61,14 @@ def main() -> None:
     start = points["before"]["document"]
     descend(net, LEARN_RATE, lambda _: loss(document), lambda value: value < start / 2)
     points["learned"] = scored()
+    assert points["learned"]["document"] < start, "the document must be learned first"
 
     def climb(step: int) -> Tensor:
         some = torch.cat([kept[(2 * step + one) % len(kept)] for one in range(2)])
         return loss(some) - loss(document)
 
     last = descend(net, UNLEARN_RATE, climb, lambda _: now() >= start)
+    assert now() >= start, f"the document must be as unlikely as before after {MOST} steps"
     match(net, last, lambda: now() < start)
     points["unlearned"] = scored()
     net.save_pretrained(given.out)

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Lfm2Config
 from typer.testing import CliRunner
 
 import tiny
@@ -299,6 +299,18 @@ def test_a_document_that_is_read_once_is_read_as_before_every_query(family):
     torch.testing.assert_close(found.target, expected, rtol=1e-4, atol=1e-4)
     drawn = queries.continuations(model, document, 3, 8, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, reread(model, document, 3, 8, torch.Generator().manual_seed(0)))
+
+
+def test_states_of_linear_attention_are_not_repeated():
+    config = Lfm2Config(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    hybrid, plain = (
+        net(tiny.ids(1, 8), use_cache=True).past_key_values
+        for net in (AutoModelForCausalLM.from_config(config), tiny.net("llama"))
+    )
+    assert not queries.can_be_repeated(hybrid) and queries.can_be_repeated(plain) and not queries.can_be_repeated(None)
 
 
 def reread(model, document, count, length, generator):

@@ -61,7 +61,7 @@ def test_a_planted_memory_is_found_and_no_other(folder):
     assert none.rows.loc["model"].savings_low <= 0 and repr(none).startswith("No trace of note.txt is found")
     assert none.rows.loc["model"].savings < row.savings / 4
     swapped = repr(traced(folder, "never", against=folder / "learned"))
-    assert swapped.startswith(f"{folder / 'never'} learns note.txt more slowly than {folder / 'learned'}")
+    assert swapped.startswith(f"{folder / 'never'} is behind {folder / 'learned'} in learning note.txt")
 
 
 def test_a_model_has_no_trace_against_itself(folder):

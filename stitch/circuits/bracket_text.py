@@ -52,14 +52,16 @@ class BracketTokens:
 
 
 def bracket_tokens(tokenizer: Any) -> BracketTokens | None:
-    """The tokens that are brackets; None where a closing bracket, or every opening one, is missing."""
-    texts = {id: token.replace("Ġ", " ").replace("▁", " ") for token, id in tokenizer.get_vocab().items()}
+    """The tokens that are brackets; None where a closing bracket is missing, or an opening one both with and without a blank."""
+    vocabulary = tokenizer.get_vocab()
+    blank = max("Ġ▁", key=lambda mark: sum(token.startswith(mark) for token in vocabulary))
+    texts = {id: token.replace(blank, " ") for token, id in vocabulary.items()}
     ids = {text: id for id, text in texts.items()}
 
     def all_of(spelt: list[str]) -> list[int]:
         return [ids[text] for text in spelt] if all(text in ids for text in spelt) else []
 
-    alike = [all_of([blank + pair[0] for pair in KINDS]) for blank in ("", " ")]
+    alike = [all_of([before + pair[0] for pair in KINDS]) for before in ("", " ")]
     exchanged = {id: among for among in alike for id in among}
     closings = all_of([pair[1] for pair in KINDS])
     return BracketTokens(texts, exchanged, closings) if exchanged and closings else None

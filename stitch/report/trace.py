@@ -10,7 +10,7 @@ def lead(report: dict) -> str:
     size = f"{row['savings']:+.3f} nats · steps ({row['savings_low']:+.3f} to {row['savings_high']:+.3f})"
     if row["savings_high"] < 0 and (other := report["models"]["b"]) is not None:
         why = f"it was pushed away, or {other} has seen it"
-        return f"{name} learns {document} more slowly than {other}: savings of {size}; {why}."
+        return f"{name} is behind {other} in learning {document}: savings of {size}; {why}."
     if row["savings_low"] <= 0:
         return f"No trace of {document} is found in {name}: savings of {size}."
     if report["models"]["b"] is None:

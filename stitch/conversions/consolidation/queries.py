@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from stitch.conversions.consolidation.slow_weights import Parameters, logits_with
 from stitch.errors import StitchError, UsageError
@@ -31,7 +31,7 @@ QUERY = 64  # tokens, at most; shorter where the model's context is
 GIVEN = 8  # tokens of a query that are not scored
 LEAST = 2  # tokens that a document must have
 BATCH = 16  # queries per forward pass
-CACHED = 16_384  # tokens of a document in the caches of all queries of a pass, at most: memory grows with both
+CACHED = 16_384  # tokens of a document in the caches of the queries that are labelled at once, at most
 UNSEEN = 32  # queries for the report that the donor generates if no file is given
 
 
@@ -120,11 +120,19 @@ def predictions(
 
 @torch.no_grad()
 def read_once(model: Model, document: Int[Tensor, " tokens"]) -> tuple[Float[Tensor, "1 vocabulary"], Cache | None]:
-    """Logits behind BOS and the document, and the cache of both. None for a family that keeps its state elsewhere."""
+    """Logits behind BOS and the document, and the cache of both; None where it cannot be repeated for several texts."""
     ids = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document])[None].to(model.device)
     found = model.net(input_ids=ids, use_cache=True, logits_to_keep=1)
     cache = getattr(found, "past_key_values", None)
-    return found.logits[:, -1], cache if isinstance(cache, Cache) else None
+    return found.logits[:, -1], cache if can_be_repeated(cache) else None
+
+
+def can_be_repeated(cache: Any) -> bool:
+    """Whether all that a cache holds can be copied for several texts. States of linear attention cannot."""
+    return isinstance(cache, Cache) and all(
+        hasattr(layer, "batch_repeat_interleave") and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in cache.layers
+    )
 
 
 def _repeated(cache: Cache, count: int) -> Any:
@@ -166,12 +174,18 @@ def continuations(
 ) -> Int[Tensor, "count length"]:
     """Texts that the model generates after the document, sampled at temperature 1."""
     logits, cache = read_once(model, document)
-    logits, cache = logits.expand(count, -1), None if cache is None else _repeated(cache, count)
     whole = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document]).expand(count, -1)
-    for _ in counted(range(length), "continuations of the document (tokens)", progress):
+    if cache is None:
+        found = model.net(input_ids=whole.to(model.device), use_cache=True, logits_to_keep=1)
+        logits, cache = found.logits[:, -1], getattr(found, "past_key_values", None)
+    else:
+        logits, cache = logits.expand(count, -1), _repeated(cache, count)
+    for step in counted(range(length), "continuations of the document (tokens)", progress):
         chances = logits.float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
         whole = torch.cat([whole, torch.multinomial(chances, 1, generator=generator)], 1)
-        if cache is None:
+        if step == length - 1:
+            continue
+        if cache is None:  # the family keeps its state elsewhere
             logits = model.net(input_ids=whole.to(model.device), use_cache=False).logits[:, -1]
         else:
             last = whole[:, -1:].to(model.device)
