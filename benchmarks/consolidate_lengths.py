@@ -31,17 +31,16 @@ from conversions_consolidate import (
     add,
     ceilings,
     on_less_text,
+    prefixed_queries,
     rounded,
     score_sets,
     summary,
     sums,
-    with_and_without,
 )
 from torch import Tensor
 
 from stitch.conversions.consolidation.arms import ModelAndText, fit, prepare, queries_about
 from stitch.conversions.consolidation.fitting import STEPS
-from stitch.conversions.consolidation.queries import PrefixedQueries, cut_queries, label_queries, unrelated_prefixes
 from stitch.conversions.consolidation.slow_weights import Edit
 from stitch.conversions.donor import read_donor
 from stitch.evaluation.scores import Scores
@@ -49,7 +48,6 @@ from stitch.text.documents import read, select
 
 ARMS = {"converted": STEPS, "baseline:one step": 1}  # steps of the natural gradient
 USUAL = 1.25  # factor with which edits of SmolLM2 cost about 0.02 nats per token: the search begins there
-PREFIX = 128  # tokens of other text before a query
 
 
 def open_model(name: str, dtype: str) -> ModelAndText:
@@ -72,15 +70,10 @@ def documents(setup: ModelAndText, lengths: list[int], count: int) -> dict[int, 
     for length in sorted(lengths, reverse=True):
         whole = length + QUERIES * LENGTH
         fitting = [(name, ids) for name, ids in texts if len(ids) >= whole][:count]
-        texts = [one for one in texts if one[0] not in {name for name, _ in fitting}]
+        taken = {name for name, _ in fitting}
+        texts = [one for one in texts if one[0] not in taken]
         found[length] = [(name, ids[:whole]) for name, ids in fitting]
     return found
-
-
-def query_sets(setup: ModelAndText, ids: Tensor, length: int, seed: int = 1) -> dict[str, PrefixedQueries]:
-    labelled = label_queries(setup.model, ids[:length], cut_queries(ids[length:], LENGTH))
-    prefixes = unrelated_prefixes(setup.windows["report"], QUERIES, PREFIX, torch.Generator().manual_seed(seed))
-    return with_and_without(labelled, prefixes)
 
 
 def measured(
@@ -91,7 +84,7 @@ def measured(
     for name, ids in found:
         if name in known:
             continue
-        start, queries = time.monotonic(), query_sets(setup, ids, length)
+        start, queries = time.monotonic(), prefixed_queries(setup, ids, context=length)
         edit = fit(setup, queries_about(setup.model, ids[:length]), budget, steps=ARMS[arm])
         scale = setup.scale(edit, budget, start=USUAL)
         rows = {arm: score_sets(setup, queries, edit, scale)}
@@ -108,8 +101,8 @@ def measured(
 
 
 def summaries(lines: list[dict]) -> Iterator[dict]:
-    """Per length and over all: `conversions_consolidate.summary` over the documents that have every row of the table: first of
-    `converted` beside the ends on all documents, then each other row on those documents that have it.
+    """Lines of `conversions_consolidate.summary` per length and over all: `converted` and the ends on all documents, each other
+    row on those that have it.
     """
     by_document: dict[tuple[int, str], dict] = defaultdict(lambda: {"scores": {}, "costs": {}})
     for line in lines:

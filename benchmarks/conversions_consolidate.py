@@ -95,9 +95,10 @@ def documents(setup: ModelAndText, split: Split, count: int) -> list[tuple[str, 
 
 
 def prefixed_queries(
-    setup: ModelAndText, ids: Tensor, split: Split = "report", seed: int = 1
+    setup: ModelAndText, ids: Tensor, split: Split = "report", seed: int = 1, context: int = CONTEXT
 ) -> dict[str, PrefixedQueries]:
-    labelled = label_queries(setup.model, ids[:CONTEXT], cut_queries(ids[CONTEXT:], LENGTH))
+    """The tokens behind the first `context`, cut into queries. Prefixes have CONTEXT tokens."""
+    labelled = label_queries(setup.model, ids[:context], cut_queries(ids[context:], LENGTH))
     prefixes = unrelated_prefixes(setup.windows[split], QUERIES, CONTEXT, torch.Generator().manual_seed(seed))
     return with_and_without(labelled, prefixes)
 

@@ -60,8 +60,7 @@ def rearranged_circuit(
 
 
 def _prompts_for_reads(donor: Model, behaviour: str, chosen: ChosenCircuit, seed: int, text: str) -> Prompts:
-    """New prompts where they can be made at will; n-grams, those from text and a file's are few, so those chosen on are used
-    again."""
+    """New prompts where they can be made at will; those from text or a file are few, so those chosen on are used again."""
     if behaviour in BEHAVIOURS and behaviour not in ("ngram", "natural-copying", "natural-brackets"):
         longest = chosen.first.clean.shape[1]
         return make_prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, longest=longest, text=text)
