@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config
+from transformers import AutoModelForCausalLM, EncoderDecoderCache, Lfm2Config, MegatronBertConfig
 from typer.testing import CliRunner
 
 import tiny
@@ -311,6 +311,16 @@ def test_states_of_linear_attention_are_not_repeated():
         for net in (AutoModelForCausalLM.from_config(config), tiny.net("llama"))
     )
     assert not queries.can_be_repeated(hybrid) and queries.can_be_repeated(plain) and not queries.can_be_repeated(None)
+
+
+def test_a_cache_that_does_not_say_what_it_holds_is_not_repeated():
+    config = MegatronBertConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        is_decoder=True,
+    )  # fmt: skip
+    net = AutoModelForCausalLM.from_config(config)
+    cache = net(tiny.ids(1, 8), use_cache=True).past_key_values
+    assert isinstance(cache, EncoderDecoderCache) and not queries.can_be_repeated(cache)
 
 
 def reread(model, document, count, length, generator):

@@ -128,10 +128,14 @@ def read_once(model: Model, document: Int[Tensor, " tokens"]) -> tuple[Float[Ten
 
 
 def can_be_repeated(cache: Any) -> bool:
-    """Whether all that a cache holds can be copied for several texts. States of linear attention cannot."""
-    return isinstance(cache, Cache) and all(
+    """Whether all that a cache holds can be copied for several texts.
+
+    States of linear attention cannot, and no cache that does not say what it holds, as those of encoders with a decoder.
+    """
+    layers = getattr(cache, "layers", None) if isinstance(cache, Cache) else None
+    return layers is not None and all(
         hasattr(layer, "batch_repeat_interleave") and not isinstance(layer, LinearAttentionCacheLayerMixin)
-        for layer in cache.layers
+        for layer in layers
     )
 
 
