@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, make_prompts
 from stitch.circuits.bracket_text import KINDS, closed_brackets
-from stitch.circuits.score import answered, divergence, score
+from stitch.circuits.score import Reference, answered, score
 from stitch.errors import StitchError, UsageError
 from stitch.text.documents import read, select
 
@@ -310,14 +310,35 @@ def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatc
     def other(ids: Tensor) -> Tensor:
         return table[ids] @ table.T / 10
 
-    whole, apart = flat(answered(logits, asked.clean, asked)), divergence(other, logits, asked)
-    assert passes == [7, 7]
+    whole, apart = flat(answered(logits, asked.clean, asked)), score(logits, asked, None, Reference(other, asked))
+    assert passes == [7, 7, 7]
     monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 3 * asked.clean.shape[1] + 1)
     assert flat(answered(logits, asked.clean, asked)) == pytest.approx(whole)
-    assert divergence(other, logits, asked) == pytest.approx(apart) and apart > 0.01
-    assert passes == [7, 7, 3, 3, 1, 3, 3, 1]
+    again = score(logits, asked, None, Reference(other, asked))
+    assert again[0]["kl"] == pytest.approx(apart[0]["kl"]) and apart[0]["kl"] > 0.01 and "kl" not in apart[1]
+    assert passes == [7, 7, 7, 3, 3, 1, 3, 3, 1, 3, 3, 1]
     monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 1)  # a longer prompt is passed through by itself
     assert flat(answered(logits, asked.clean, asked)) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("kept, reads", [(2**28, 1), (0, 3)])
+def test_a_reference_reads_its_prompts_once_unless_its_answers_take_too_much(kept, reads, monkeypatch):
+    monkeypatch.setattr("stitch.circuits.score.KEPT", kept)
+    asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
+    table = torch.randn(len(with_words()), 40, generator=torch.Generator().manual_seed(0))
+
+    def other(ids: Tensor) -> Tensor:
+        passes.append(len(ids))
+        return table[ids] @ table.T / 10
+
+    def logits(ids: Tensor) -> Tensor:
+        return table[ids] @ table.T / 20
+
+    reference = Reference(other, asked)
+    found = [score(logits, asked, None, reference)[0]["kl"] for _ in range(3)]
+    assert len(passes) == reads and len({*found}) == 1
+    expected, got = (each(asked.clean)[asked.asked].double().log_softmax(1) for each in (other, logits))
+    assert found[0] == pytest.approx(float((expected.exp() * (expected - got)).sum() / asked.asked.sum()))
 
 
 def flat(row: dict) -> dict:

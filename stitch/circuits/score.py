@@ -19,6 +19,7 @@ from stitch.progress import Progress
 
 PROMPTS_AT_ONCE = 16  # per forward pass that keeps the outputs of all components, or gradients
 TOKENS_AT_ONCE = 2_048  # per forward pass that keeps only logits
+KEPT = 2**28  # bytes of a reference's answers that are kept
 DISTANCES = (8, 16, 32, 64, 128, 201)  # bounds of the distances that are scored together, the upper ones excluded
 
 Logits = Callable[[Int64[Tensor, "prompts length"]], Float[Tensor, "prompts length vocabulary"]]
@@ -78,12 +79,16 @@ def logits_of(net: nn.Module) -> Logits:
     return lambda ids: net(input_ids=ids.to(device), use_cache=False).logits.cpu()
 
 
-def score(logits: Logits, prompts: Prompts, progress: Progress | None = None) -> list[dict]:
+def score(
+    logits: Logits, prompts: Prompts, progress: Progress | None = None, reference: "Reference | None" = None
+) -> list[dict]:
     """`answered` for the clean and for the corrupt prompts.
 
     `beyond` of the clean row is by how much its share of right answers is higher, with the paired 95 % interval over prompts.
+    Beside a `reference`, `kl` of the clean row is KL(reference ‖ model) in nats per answer, over the tokens that compete.
     """
-    clean, corrupt = (sums_of(logits, ids, prompts, progress) for ids in (prompts.clean, prompts.corrupt))
+    clean = sums_of(logits, prompts.clean, prompts, progress, reference)
+    corrupt = sums_of(logits, prompts.corrupt, prompts, progress)
     more, places = clean[:, 0] - corrupt[:, 0], clean[:, 3]
     low, high = ratio_interval(more, places)
     beyond = {
@@ -91,8 +96,9 @@ def score(logits: Logits, prompts: Prompts, progress: Progress | None = None) ->
         "beyond_low": max(-1.0, low),
         "beyond_high": min(1.0, high),
     }
+    apart = {} if reference is None else {"kl": float(clean[:, 4].sum() / places.sum())}
     return [
-        {"name": "clean", **_summary(clean, prompts), **beyond},
+        {"name": "clean", **_summary(clean, prompts), **beyond, **apart},
         {"name": "corrupt", **_summary(corrupt, prompts)},
     ]
 
@@ -110,23 +116,52 @@ def answered(
 
 @torch.no_grad()
 def sums_of(
-    logits: Logits, ids: Int64[Tensor, "prompts length"], prompts: Prompts, progress: Progress | None
-) -> Float[Tensor, "prompts 4"]:
-    """Per prompt: the number of right answers, the sum of the answers' probabilities and of their nats, and how many are
-    asked."""
+    logits: Logits,
+    ids: Int64[Tensor, "prompts length"],
+    prompts: Prompts,
+    progress: Progress | None,
+    reference: "Reference | None" = None,
+) -> Float[Tensor, "prompts 5"]:
+    """Per prompt: the number of right answers, the sum of the answers' probabilities and of their nats, how many are asked, and
+    the sum of KL(reference ‖ model), 0 without a reference."""
     sums = []
-    at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
-    for start in range(0, len(ids), at_once):
-        part = slice(start, start + at_once)
-        sums.append(_sums(logits(ids[part]), prompts, part))
+    for part in _parts(ids):
+        expected = None if reference is None else reference.options(part)
+        sums.append(_sums(logits(ids[part]), prompts, part, expected))
         if progress:
             progress("behaviour (prompts)", min(part.stop, len(ids)), len(ids))
     return torch.cat(sums)
 
 
-def _summary(sums: Float[Tensor, "prompts 4"], prompts: Prompts) -> dict[str, Any]:
+def _parts(ids: Int64[Tensor, "prompts length"]) -> list[slice]:
+    """Prompts that are read together."""
+    at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
+    return [slice(start, start + at_once) for start in range(0, len(ids), at_once)]
+
+
+class Reference:
+    """A model whose answers to the clean prompts others are compared with. It reads them once, unless what it says takes more
+    than KEPT bytes: then for each of the others."""
+
+    def __init__(self, logits: Logits, prompts: Prompts) -> None:
+        self._logits, self._prompts = logits, prompts
+        self._kept: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def options(self, part: slice) -> Float[Tensor, "places options"]:
+        """Log probabilities at the asked places of a part of the prompts, over the tokens that compete."""
+        if part.start in self._kept:
+            return self._kept[part.start]
+        asked, ids, answers = (each[part] for each in (self._prompts.asked, self._prompts.clean, self._prompts.answers))
+        found, _ = log_probabilities(self._logits(ids)[asked], answers[asked], self._prompts.among)
+        if found.nbytes + sum(one.nbytes for one in self._kept.values()) <= KEPT:
+            self._kept[part.start] = found
+        return found
+
+
+def _summary(sums: Float[Tensor, "prompts 5"], prompts: Prompts) -> dict[str, Any]:
     """What `answered` says of these sums."""
-    _, probability, nats, places = sums.T
+    _, probability, nats, places, _ = sums.T
     total = places.sum()
     found = {
         **share_right(sums),
@@ -143,30 +178,15 @@ def _summary(sums: Float[Tensor, "prompts 4"], prompts: Prompts) -> dict[str, An
     return {**found, "distances": distances}
 
 
-def share_right(sums: Float[Tensor, "prompts 4"]) -> dict[str, float]:
+def share_right(sums: Float[Tensor, "prompts 5"]) -> dict[str, float]:
     """The share of right answers and its 95 % interval over prompts, of the rows of `sums_of`."""
-    right, _, _, places = sums.T
+    right, _, _, places, _ = sums.T
     low, high = ratio_interval(right, places)
     return {
         "right": float(right.sum() / places.sum()),
         "right_low": max(0.0, low),  # a t interval may leave the range of a share
         "right_high": min(1.0, high),
     }
-
-
-@torch.no_grad()
-def divergence(reference: Logits, logits: Logits, prompts: Prompts) -> float:
-    """KL(reference ‖ model) on the clean prompts in nats per answer, over the tokens that compete."""
-    total = 0.0
-    at_once = max(1, TOKENS_AT_ONCE // prompts.clean.shape[1])
-    for start in range(0, len(prompts.clean), at_once):
-        part = slice(start, start + at_once)
-        asked, ids, answers = prompts.asked[part], prompts.clean[part], prompts.answers[part]
-        expected, got = (
-            log_probabilities(each(ids)[asked], answers[asked], prompts.among)[0] for each in (reference, logits)
-        )
-        total += float((expected.exp() * (expected - got)).sum())
-    return total / int(prompts.asked.sum())
 
 
 def log_probabilities(
@@ -179,12 +199,13 @@ def log_probabilities(
     return logits.double().log_softmax(1), answers
 
 
-def _sums(logits: Tensor, prompts: Prompts, part: slice) -> Float[Tensor, "prompts 4"]:
+def _sums(logits: Tensor, prompts: Prompts, part: slice, expected: Tensor | None) -> Float[Tensor, "prompts 5"]:
     """`sums_of` for a part of the prompts."""
     asked = prompts.asked[part]
     if not torch.isfinite(logits[asked]).all():
         raise StitchError("logits must be finite; the model gives NaN or infinity: try `dtype=fp32`.")
     options, answers = log_probabilities(logits[asked], prompts.answers[part][asked], prompts.among)
     chosen = options.gather(1, answers[:, None])[:, 0]
-    columns = [(options.argmax(1) == answers).double(), chosen.exp(), -chosen, torch.ones_like(chosen)]
-    return chosen.new_zeros(len(asked), 4).index_add_(0, asked.nonzero()[:, 0], torch.stack(columns, 1))
+    apart = torch.zeros_like(chosen) if expected is None else (expected.exp() * (expected - options)).sum(1)
+    columns = [(options.argmax(1) == answers).double(), chosen.exp(), -chosen, torch.ones_like(chosen), apart]
+    return chosen.new_zeros(len(asked), len(columns)).index_add_(0, asked.nonzero()[:, 0], torch.stack(columns, 1))

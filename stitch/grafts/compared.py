@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stitch.circuits.components import replaced
 from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
-from stitch.circuits.score import Logits, divergence, logits_of, score
+from stitch.circuits.score import Logits, Reference, logits_of, score
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.store import Store
 from stitch.grafts.heads import Head
@@ -44,9 +44,10 @@ class PlannedGraft:
         prompts, shallow = self.chosen.other, self.chosen.shallow
         donor, alone, grafted = logits_of(self.donor.net), self._circuit_alone(), logits_of(host.net)
 
+        reference = Reference(alone, prompts)
+
         def row(name: str, logits: Logits) -> dict:
-            clean, _ = score(logits, prompts)
-            return {**clean, "name": name, "kl": divergence(alone, logits, prompts)}
+            return {**score(logits, prompts, reference=reference)[0], "name": name}
 
         with as_trained(self.donor):
             rows = [row("donor", donor)]
@@ -56,8 +57,9 @@ class PlannedGraft:
             rows.append(
                 row(f"all of it in {len(shallow.arrangement.groups)} blocks", replace(shallow, kept=None).logits)
             )
-        rows += [row("its circuit alone", alone), row("host, grafted", grafted)]
-        rows.append({**score(grafted, prompts)[1], "name": "host on corrupt prompts"})
+        rows.append(row("its circuit alone", alone))
+        clean, corrupt = score(grafted, prompts, reference=reference)
+        rows += [{**clean, "name": "host, grafted"}, {**corrupt, "name": "host on corrupt prompts"}]
         for number, (name, make) in enumerate(controls.items(), 1):
             rows.append(row(name, logits_of(make().net)))
             if progress:
