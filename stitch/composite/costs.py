@@ -1,8 +1,9 @@
 """What models cost to run and to keep: FLOPs, parameters, bytes on disk, and bytes read per token."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -111,13 +112,28 @@ def whole(model: Model, context: int) -> Cost:
 def early(model: Model, site: int, context: int) -> Cost:
     """The cost of a model's embedding and its blocks before `site`."""
     blocks = sum(block_flops(model.config, block, context) for block in range(site))
-    return cost_of(early_half(model, site), blocks)
+    return _counted(model, early_half, site, blocks)
 
 
 def late(model: Model, site: int, context: int) -> Cost:
     """The cost of a model's blocks from `site` on, its final norm and head."""
     blocks = sum(block_flops(model.config, block, context) for block in range(site, model.depth))
-    return cost_of(late_half(model, site).net, blocks + head_flops(model))
+    return _counted(model, _late_net, site, blocks + head_flops(model))
+
+
+def _late_net(model: Model, site: int) -> nn.Module:
+    return late_half(model, site).net
+
+
+# A report asks for the sizes of the same halves a hundred times, and each half is built to be counted.
+_SIZES: WeakKeyDictionary[nn.Module, dict[tuple, Cost]] = WeakKeyDictionary()
+
+
+def _counted(model: Model, build: Callable[[Model, int], nn.Module], site: int, flops: float) -> Cost:
+    known, key = _SIZES.setdefault(model.net, {}), (build, site, model.kept, model.dtype)
+    if key not in known:
+        known[key] = cost_of(build(model, site), 0.0)
+    return replace(known[key], flops=flops)
 
 
 def halves(a: Model, site: int, b: Model, onto: int, context: int) -> Cost:
