@@ -60,7 +60,7 @@ def _measure(work: Path) -> dict[str, Tensor]:
         name: harvest_all(models, windows, sites, work / f"intervals-{name}", memory)
         for name, windows in (("fit", fit), ("sweep", by_piece))
     }
-    cell = Cell("a", 3, 4)
+    cell = Cell("a", 3, "b", 4)
     rows = score_cells(models, [cell], harvests["fit"], {"sweep": harvests["sweep"]}, reference=None, memory=memory)
     whole = {"gpt2": whole_model(models["a"].net), "llama": whole_model(models["b"].net)}
     scores = evaluate(whole, by_piece, vocabulary=models["a"].config.vocab_size)

@@ -118,10 +118,19 @@ def described(name: str, width: int) -> dict:
 
 def sweep_report() -> dict:
     numbers = {"flops": 6e6, "bytes": 1e7, "parameters": 2e6}
+    rival = {
+        "made": "demo:llama",
+        "ce": 3.2,
+        "flops": 6e6,
+        "bytes": 1e7,
+        "above": 0.4,
+        "above_low": 0.3,
+        "above_high": 0.5,
+    }
     cells = [
         {"source": source, "target": target, "i": i, "j": j, "flops": 6e6 + 1e5 * i, "line": 3.3, "chosen": "affine",
          "translations": {"affine": {**interval(3.6 + 0.1 * i - 0.05 * j), **numbers, "flops": 6e6 + 1e5 * i}},
-         "null": interval(5.0), "rival": {"made": "demo:llama", "ce": 3.2, **numbers}}
+         "null": interval(5.0), "rival": rival | {"above": 0.4 + 0.1 * i - 0.05 * j}, "rival_within_bytes": rival}
         for source, target in (("a", "b"), ("b", "a"))
         for i in range(3)
         for j in range(3)
@@ -134,7 +143,7 @@ def sweep_report() -> dict:
     whole = {"model": "b", "made": "demo:llama", **donors["b"]}
     return {
         "models": {"a": "demo:gpt2", "b": "demo:llama"}, "depth": {"a": 2, "b": 2}, "donors": donors, "cells": cells,
-        "alternatives": [{"model": "b", "made": "demo:llama with tables", **interval(3.25), **numbers}],
+        "alternatives": [{"model": "b", "kind": "tables", "made": "demo:llama with tables", **interval(3.25), **numbers}],
         "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": RULE,
         "tokens": {"fit": 8192, "report": 2048}, "documents": {"number": 40, "effective": 33.0},
         "provenance": {"models": {"a": described("demo:gpt2", 160), "b": described("demo:llama", 192)}},

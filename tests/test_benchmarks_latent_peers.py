@@ -131,6 +131,7 @@ def test_counts_of_a_latent():
     assert found.products == 4 * (d + 3) + 4 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_all_settings_cache_the_same_and_the_best_is_kept(family):
     model = pico(family)

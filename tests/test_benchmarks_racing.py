@@ -19,6 +19,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scoring, name, getattr(scoring, name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restored")
 def test_a_pair_is_scored_both_ways_on_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(racing, "FIRST", 256)  # the text is short

@@ -130,6 +130,7 @@ def test_a_head_that_was_trained_apart_is_not_taken_for_the_embedding(tmp_path):
     assert not keeps_embedding(model)
 
 
+@pytest.mark.slow
 def test_an_untrained_a_has_the_bytes_of_the_composite(tmp_path):
     """It shares no matrix with B, and has as many bytes for tables as if it did."""
     paths = gpt2_and_qwen3(tmp_path)

@@ -417,6 +417,7 @@ def test_natural_gradient_stays_within_reach_and_approaches_the_donor(pico):
     assert before is not None and after is not None and after.sum() < before.sum()
 
 
+@pytest.mark.slow
 def test_two_documents_are_both_answered_after_a_fit_on_both(induction):
     found = [association(1), association(2)]
     edit, scale = arms.consolidate_documents(induction, [document for document, _ in found], 0.05)
@@ -462,7 +463,7 @@ def run(folder, family="gpt2", context="note.txt", out="out", *more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_the_command_writes_a_stock_checkpoint_that_differs_only_in_its_down_projections(texts, family):
     result = run(texts, family, "note.txt", f"out-{family}", "--queries", str(texts / "queries.txt"))
     assert result.exit_code == 0, result.output

@@ -394,6 +394,7 @@ def test_the_report_has_every_baseline_with_and_without_refit(made, family):
     assert json.loads((made[family][1] / "report.json").read_text()) == json.loads(json.dumps(report))
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_the_checkpoint(made):
     """In a process without this package: stock classes, the requested number of key heads, cached decoding equal to
     one pass.
@@ -433,6 +434,7 @@ def test_a_gpt2_with_identical_heads_equals_its_gpt_bigcode(made):
     assert apart(found, logits(model.net, ids)) < tolerance.of_a_pass(model)
 
 
+@pytest.mark.slow
 def test_fine_tuning_reduces_the_loss_and_is_applied_to_baselines(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     donor = tiny.save(tmp_path / "llama", "llama", num_hidden_layers=2)

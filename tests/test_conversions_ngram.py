@@ -232,6 +232,7 @@ def test_rows_of_rare_contexts_are_left_out():
     assert torch.allclose(found.rows[0][500:], signal[500:].double(), atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a stage took")
 def test_a_fit_holds_no_more_than_it_says():
     """Arrays are larger than what the allocator keeps for itself: 38 MB of all rows, and 34 of held-out tokens."""
@@ -412,6 +413,7 @@ def test_tables_without_a_byte_are_named(root, tmp_path):
     assert gone and any(f"No byte was left for the tables by {', '.join(gone)}." in note for note in report["notes"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_memory_with_packed_tables_can_come_first(root, small, tmp_path):
     report, folder = joined_to_gpt2(root, small / "llama", tmp_path / "joined")
@@ -500,6 +502,7 @@ def test_a_converted_model_continued_by_its_donor_is_unchanged(root, converted):
     assert torch.equal(joined(ids, use_cache=False).logits, memory_of.net(ids, use_cache=False).logits)
 
 
+@pytest.mark.slow
 def test_a_converted_model_can_be_a_donor_and_a_composite_can_be_converted(root, converted, tmp_path):
     report, folder = joined_to_gpt2(root, converted / "llama", tmp_path / "joined")
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()

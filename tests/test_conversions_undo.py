@@ -73,6 +73,7 @@ def test_documents_come_out_in_the_opposite_order(tmp_path):
         undo(str(tmp_path / "back"), tmp_path / "further")
 
 
+@pytest.mark.slow
 def test_the_command_takes_out_what_consolidate_wrote(tmp_path):
     donor, text, note = tiny.save(tmp_path / "donor", "gpt2", n_layer=2), write_text(tmp_path), tmp_path / "note.txt"
     note.write_text("the feature of a model is a layer of the stream and the head is early")

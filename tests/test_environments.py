@@ -70,6 +70,7 @@ def row(place) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_bare_environment_gives_the_same_numbers(place, row):
     bare = {"LANG": None, "HOME": None, "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "20", "TMPDIR": "/absent"}
     done = place.evaluate(shell='"$@" <&-', **bare, **PLAIN_C)

@@ -82,6 +82,7 @@ def test_stages_are_those_of_the_run(joined):
     assert plan.tokens == report["tokens"] and plan.disk.output > 0 < plan.disk.scratch
 
 
+@pytest.mark.slow
 def test_what_the_store_has_is_not_counted(joined):
     asked, _, folder = joined
     a, b, sources = load_pair(asked)

@@ -54,6 +54,7 @@ MOST_USED = (
     "granitemoehybrid", "llama4_text", "mixtral", "nemotron", "olmoe", "opt", "phi3", "qwen3_moe", "qwen3_next", "smollm3",
     "stablelm", "starcoder2",
 )  # fmt: skip
+QUICK = ("bloom", "cohere2", "deepseek_v3", "falcon_h1", "glm4", "gpt_oss", "qwen3_next")  # unlike each other
 # Of transformers 5.23: no chain of blocks, state beside the stream, or a loop over the same blocks.
 NOT_SERVED = {"deepseek_v4", "hrm_text", "hy_v4", "rwkv", "xlm", "xlnet", "zaya"}
 
@@ -64,7 +65,9 @@ def saved(kind: str, folder) -> Model:
     return load(folder)
 
 
-@pytest.mark.parametrize("kind", MOST_USED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in QUICK)) for kind in MOST_USED]
+)
 def test_a_model_joined_to_itself_is_unchanged_and_so_is_its_checkpoint(kind, tmp_path):
     model = saved(kind, tmp_path / "whole")
     assert {site: inexact(model, site) for site in (0, 3, 6)} == {0: None, 3: None, 6: None}
@@ -162,11 +165,6 @@ def test_the_table_has_at_least_150_exact_families_and_none_that_cannot_be():
 
 
 TRIED = sorted(kind for kind, line in RECORDED.items() if "commands" in line)
-# Of two families, one without attention: each command serves one of them, or refuses both.
-QUICK = {
-    "mamba": ("chain", "eval", "retokenize"),
-    "starcoder2": ("join", "sweep", "native", "ngram"),
-}  # left to the other
 
 
 @pytest.fixture(scope="module")
@@ -174,22 +172,12 @@ def desk(tmp_path_factory) -> Desk:
     return Desk(tmp_path_factory.mktemp("desk"))
 
 
-def check_commands(kind: str, desk: Desk, commands: list[str]) -> None:
-    found, recorded = outcomes(_families.net(kind), kind, desk, commands), RECORDED[kind]
-    assert found["commands"] == {name: recorded["commands"][name] for name in commands}
-    why = [one["why"] for one in recorded["refusals"] if one["command"] in commands]
-    assert [one["why"] for one in found["refusals"]] == why
-
-
-@pytest.mark.parametrize("kind", QUICK)
-def test_some_commands_do_with_a_family_what_is_written_in_the_table(kind, desk):
-    check_commands(kind, desk, [name for name in COMMANDS if name not in QUICK[kind]])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TRIED)
 def test_commands_do_with_a_family_what_is_written_in_the_table(kind, desk):
-    check_commands(kind, desk, [*COMMANDS])
+    found, recorded = outcomes(_families.net(kind), kind, desk, [*COMMANDS]), RECORDED[kind]
+    assert found["commands"] == recorded["commands"]
+    assert [one["why"] for one in found["refusals"]] == [one["why"] for one in recorded["refusals"]]
 
 
 def test_commands_refuse_a_family_or_serve_it():
@@ -228,6 +216,7 @@ def test_blocks_of_a_model_whose_files_have_other_names_are_written_by_transform
     assert apart(again(ids).logits, wanted(ids).logits) < of_a_pass(model, condition=4)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_shortened_without_a_refit(tmp_path):
     model, text = saved("qwen3_moe", tmp_path / "whole"), write_text(tmp_path)
     asked = settings(model.folder, model.folder, text, layer=2, layer_b=4, native=True, features=None)

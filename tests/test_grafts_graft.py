@@ -152,16 +152,22 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
 @pytest.mark.parametrize(
     ("base", "changes", "count"),
     [
-        pytest.param(LLAMA | SHORT, {"attention_bias": False, "mlp_bias": False}, 6, id="no biases"),
+        pytest.param(
+            LLAMA | SHORT, {"attention_bias": False, "mlp_bias": False}, 6, id="no biases", marks=pytest.mark.slow
+        ),
         pytest.param(
             LLAMA | SHORT, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, 6, id="grouped heads"
         ),
         pytest.param(
-            LLAMA | SHORT, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"
+            LLAMA | SHORT,
+            {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3},
+            6,
+            id="narrower",
+            marks=pytest.mark.slow,
         ),
         # Some of its answers are wrong, so more prompts are needed to compare it with 0.97 of the donor's.
         pytest.param(GPT2, {"n_embd": 160}, 12, id="narrower GPT-2, smaller heads"),
-        pytest.param({**NO_BIASES, **SHORT, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
+        pytest.param({**NO_BIASES, **SHORT, "model_type": "qwen2"}, {}, 6, id="Qwen2", marks=pytest.mark.slow),
     ],
 )
 def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict, count: int):
@@ -340,6 +346,7 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
         graft(request, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
+@pytest.mark.slow
 def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_positions(gpt2: Path, tmp_path: Path):
     """A host with the donor's position scheme accepts the circuit with its own attention; for other hosts,
     synthesised heads for the donor's tokenizer are used instead.

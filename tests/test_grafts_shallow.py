@@ -210,6 +210,7 @@ def test_impossible_arrangements_are_refused(deep: Model, tmp_path: Path, arrang
         graft([GraftRequest(str(deep.folder), "induction", given)], str(host), None, count=8)
 
 
+@pytest.mark.slow
 def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(
     deep: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

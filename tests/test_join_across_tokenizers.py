@@ -385,6 +385,7 @@ def test_a_tokenizer_that_loses_the_text_is_refused(tmp_path):
         stitch(jobs.settings(a, b, text, context=64), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_dry_run_has_the_stages_of_the_run(joined):
     settings, report, _ = joined
     with planning() as plans:
@@ -456,6 +457,7 @@ def test_a_composite_generates_with_the_settings_of_the_model_whose_tokens_it_re
     assert {name: written.get(name) for name in of_a} == of_a and "repetition_penalty" not in written
 
 
+@pytest.mark.slow
 def test_a_composite_can_be_the_first_of_two_that_read_different_tokens(joined, tmp_path):
     settings, _, out = joined
     found, _ = stitch(replace(settings, model_a=str(out), layer=4, layer_b=3, brief=True), tmp_path / "out")

@@ -226,7 +226,10 @@ def test_an_sae_is_listed_and_decides_the_licence_only_where_its_weights_are_ins
         assert (line in listed) == bool(listed) == ("license_name" in expected)
 
 
-@pytest.mark.parametrize("translation, inside", [("features", [True, False]), ("affine", [False, False])])
+@pytest.mark.parametrize(
+    "translation, inside",
+    [("features", [True, False]), pytest.param("affine", [False, False], marks=pytest.mark.slow)],
+)
 def test_a_composite_names_the_saes_that_it_was_given(translation, inside, tmp_path):
     pair, saes = gpt2_and_qwen3(tmp_path), {}
     for side, width in (("a", 32), ("b", 48)):

@@ -62,6 +62,7 @@ def test_a_dequantised_model_has_the_values_that_its_weights_stand_for(method, m
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 def test_experts_in_fp8_are_dequantised_one_by_one(family, tmp_path):
     packed, plain = fp8(tmp_path, family)
@@ -71,6 +72,7 @@ def test_experts_in_fp8_are_dequantised_one_by_one(family, tmp_path):
     assert all(torch.equal(mine[name], weight) for name, weight in expected.items())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_composite_of_a_quantised_model_is_that_of_its_plain_weights(tmp_path):
     """Byte for byte, but for the name of its first model."""

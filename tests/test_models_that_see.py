@@ -131,7 +131,9 @@ def kinds_in(config: dict) -> set[str]:
     return found.union(*(kinds_in(value) for value in config.values() if isinstance(value, dict)))
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "kind", ["gemma3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen2_5_vl", "qwen3_vl"))]
+)
 @torch.no_grad()
 def test_a_join_with_a_model_that_sees_gives_a_model_of_text_and_says_so(kind, tmp_path):
     saved(kind, tmp_path / "sees")

@@ -61,6 +61,7 @@ def test_a_run_made_again_from_its_card_has_the_same_bytes(made):
     assert read_recipe(made / "first" / "report.json") == read_recipe(made / "first" / "README.md")
 
 
+@pytest.mark.slow
 def test_a_function_makes_it_again_from_its_folder(made):
     again = stitch.join(**stitch.read_recipe(made / "first", stitch.join), quiet=True)
     assert (again.folder / "model.safetensors").read_bytes() == (made / "first" / "model.safetensors").read_bytes()

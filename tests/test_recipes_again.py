@@ -117,6 +117,7 @@ def test_a_run_made_again_from_its_folder_has_the_same_bytes(name: str, files: d
             assert found[option] == float(words[words.index(flag) + 1])
 
 
+@pytest.mark.slow
 def test_a_circuit_is_found_again_from_its_report(files, tmp_path):
     words = (files["donor"], "--behaviour", "induction", "--prompts", 8, "--keep", 0.5, "--device", "cpu")
     run("circuit", *words, "--out", tmp_path / "first.json")

@@ -191,6 +191,7 @@ def test_normalisation_and_norms_are_checked_as_well(donors, tmp_path):
         joined(donors, tmp_path / "out", sae_a=str(folder))
 
 
+@pytest.mark.slow
 def test_an_sae_of_another_place_is_used_on_insistence_and_doubts_are_noted(donors, tmp_path):
     wrong = write_sae(tmp_path / "wrong", donors["b"], 3)
     unnamed = write_sae(tmp_path / "unnamed", donors["b"], 2, model_name=None, hook_name="activations")

@@ -216,7 +216,9 @@ def test_the_result_depends_only_on_the_seed_and_the_callers_random_state_is_unc
     assert not torch.equal(other["a.resid_pre.1", "W_dec"], short["a.resid_pre.1", "W_dec"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(one, marks=[pytest.mark.slow] * (one != "topk")) for one in ARCHITECTURES]
+)
 def test_steps_shared_by_threads_are_reproducible(architecture):
     """In batches large enough to be shared; torch adds up the gradient of indexing in the order of the threads."""
     config = SAEConfig(architecture=architecture, features=256, k=40, steps=4, batch_size=1024)

@@ -59,6 +59,7 @@ def row(report: dict, name: str) -> dict:
     return next(row for row in report["results"] if row["name"] == name)
 
 
+@pytest.mark.slow
 def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tmp_path):
     """The second seam equals that of a stitch with the composite as model A, fitted on the composite's activations."""
     report, folder = run
@@ -147,6 +148,7 @@ class Stop:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(run, donors, tmp_path):
     report, folder = run
     arguments = dict(text=str(donors["text"]), resume=True, **OPTIONS)
@@ -168,6 +170,7 @@ def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(ru
         chain(parts_of(donors), tmp_path / "cut", text=str(donors["text"]), **OPTIONS)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_in_three_parts_with_identity_seams_gives_its_own_logits_bit_for_bit(donors, tmp_path):
     name = str(donors["llama"])
@@ -317,6 +320,7 @@ def test_every_seam_uses_the_windows_that_all_models_accept():
     assert [found.context for found in complete_all([parts[0], Part("b", 2)], seams[:1], models[:2])] == [96]
 
 
+@pytest.mark.slow
 def test_a_composite_may_be_the_first_part_of_a_chain_only(run, donors, tmp_path):
     _, folder = run
     llama = str(donors["llama"])

@@ -96,6 +96,7 @@ def test_they_generate_with_their_cache(trained):
         assert model.net.config.use_cache and model.net.generation_config.use_cache, model.name
 
 
+@pytest.mark.slow
 def test_they_predict_unseen_documentation_from_its_context(trained):
     text = select(documents(("huggingface_hub", "scipy")), "report")
     bits_per_byte = {}

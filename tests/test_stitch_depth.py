@@ -57,7 +57,7 @@ def test_a_splice_says_which_blocks_run_and_where_it_rejoins_the_whole_model(spl
     assert len(splice.order) == 6 + len(splice.changed) * (-1 if splice.removes else 1)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_a_cell_has_the_loss_of_the_model_that_it_stands_for(family, tmp_path):
     """Scored from cached streams, against the new model run from token ids."""
     model, text = tiny.model(family), windows(6, 3)

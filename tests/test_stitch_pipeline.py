@@ -105,7 +105,10 @@ def test_matched_features_are_read_at_all_blocks_of_both_models(run):
     assert 'id="plot-by-block-correlation"' in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("translation", ["auto", "cross-code", "features+free+tables"])
+@pytest.mark.parametrize(
+    "translation",
+    ["auto", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cross-code", "features+free+tables"))],
+)
 def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, run, donors, tmp_path):
     wanted = settings(
         donors["gpt2"], donors["qwen3"], donors["text"], translation=translation, brief=True, reference_steps=None
@@ -184,6 +187,7 @@ def test_resuming_a_finished_run_gives_its_report_again(run, donors):
         stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=5), folder, resume=True)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_saes(run, donors, tmp_path):
     _, folder = run
     wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=1, brief=True, reference_steps=None)
@@ -239,7 +243,7 @@ def test_the_loss_at_tokens_without_rows_agrees_with_the_rows_of_the_report(dono
     assert unseen["ce_without_rows"]["mean_row"] != pytest.approx(unseen["ce_without_rows"]["fallback"], rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ot", "unbalanced"])
+@pytest.mark.parametrize("method", [pytest.param("ot", marks=pytest.mark.slow), "unbalanced"])
 def test_transport_plans_can_replace_pairs(method, donors, tmp_path):
     wanted = settings(
         donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5,
@@ -254,7 +258,7 @@ def test_transport_plans_can_replace_pairs(method, donors, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- planted truth
 
 
-@pytest.mark.parametrize("width", [40, 56])
+@pytest.mark.parametrize("width", [pytest.param(40, marks=pytest.mark.slow), 56])
 def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int, tmp_path):
     a = tiny.model("llama")
     rotation = random_rotation(a.width, width, torch.Generator().manual_seed(2)).float()
@@ -413,6 +417,7 @@ def test_text_that_is_too_small_is_refused_with_its_size(donors, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
+@pytest.mark.slow
 def test_a_token_more_in_one_tokenizer_is_no_obstacle(run, donors, tmp_path):
     other = tiny.save(tmp_path / "other", "qwen3", seed=1, hidden_size=48, vocab_size=tiny.VOCABULARY + 1)
     changed = tiny.tokenizer()

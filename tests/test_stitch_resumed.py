@@ -99,6 +99,7 @@ def test_models_and_text_that_changed_are_noticed(job: Callable[..., object], mo
         job(models, out, resume=True, progress=stop_at("activations"))
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_workspace_are_made_again(models: dict[str, Path], tmp_path: Path):
     whole = join(models, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -312,6 +312,7 @@ def test_the_folder_scores_as_reported_and_generates(run, donors):
     assert not list(folder.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run, donors, tmp_path):
     report, folder = run
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
@@ -330,6 +331,7 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
         stitch(shorten(donors, layer_b=4), folder)
 
 
+@pytest.mark.slow
 def test_activations_of_an_earlier_run_are_used_planned_for_and_change_nothing(run, donors, tmp_path, monkeypatch):
     monkeypatch.setattr("stitch.estimates.machine.LONG", 0.0)
     found = []
@@ -470,6 +472,7 @@ def test_a_bridge_is_fitted_on_less_text_than_a_stitch_by_default(donors):
     assert completed(native=True, tokens=5_000).tokens == 5_000
 
 
+@pytest.mark.slow
 def test_the_main_job_shows_the_bridges_if_both_models_are_the_same(donors, tmp_path):
     wanted = settings(donors["llama"], donors["llama"], donors["text"], layer=2, layer_b=4, sae_passes=0.1)
     report, _ = stitch(wanted, tmp_path / "composite")

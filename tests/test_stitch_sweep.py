@@ -178,6 +178,48 @@ def test_fronts_and_best_layers_follow_from_the_cells(swept):
         assert row["j"] == wanted["j"]
 
 
+def test_the_rival_of_a_cell_is_the_best_on_the_sweep_split_within_its_cost(swept):
+    report, _ = swept
+    alone = [*report["donors"].values(), *report["alternatives"]]
+    for cell in report["cells"]:
+        mine = cell["translations"][cell["chosen"]]
+        for key, limited in (("rival", ["flops"]), ("rival_within_bytes", ["flops", "bytes"])):
+            affordable = [one for one in alone if all(one[cost] <= mine[cost] for cost in limited)]
+            assert (cell[key] is None) == (not affordable)
+            if affordable:
+                rival, best = cell[key], min(affordable, key=lambda one: one["sweep_ce"])
+                assert (rival["ce"], rival["flops"], rival["bytes"]) == (best["ce"], best["flops"], best["bytes"])
+                assert rival["above"] == pytest.approx(mine["ce"] - best["ce"])
+                assert rival["above_low"] <= rival["above"] <= rival["above_high"]
+
+
+@pytest.mark.slow
+def test_a_model_without_some_blocks_is_the_model_joined_to_itself(swept, donors, tmp_path):
+    report, _ = swept
+    twice = sweep(str(donors["gpt2"]), str(donors["gpt2"]), tmp_path / "s", **{**ASKED, "text": str(donors["text"])})[0]
+    cells = {(cell["i"], cell["j"]): cell["translations"] for cell in twice["cells"]}
+    cuts = {one["made"]: one for one in report["alternatives"] if one["kind"] == "cut" and one["model"] == "a"}
+    name = report["models"]["a"]
+    for made, i, j in ((f"{name} without block 1 of 3", 1, 2), (f"{name} with an exit after 2 of 3 blocks", 2, 3)):
+        for kind in ("affine", "affine+token"):
+            cut = cuts[f"{made} ({kind})"]
+            for key in ("flops", "parameters", "bytes", "bytes_read"):
+                assert cut[key] == cells[i, j][kind][key]
+            # A few more tokens are a sink at a site of one of two models.
+            assert cut["ce"] == pytest.approx(cells[i, j][kind]["ce"], abs=0.02)
+    assert len(cuts) == 2 * 3 and not any(one["kind"] == "cut" for one in twice["alternatives"])
+
+
+def test_late_blocks_behind_their_embedding_cost_nothing_of_the_other_model(swept):
+    report, _ = swept
+    for side, nulls in (("a", 3), ("b", 4)):
+        found = [one for one in report["alternatives"] if one["kind"] == "no-source" and one["model"] == side]
+        assert len(found) == nulls
+        assert all(one["flops"] < report["donors"][side]["flops"] for one in found)
+        scores = {cell["null"]["ce"] for cell in report["cells"] if cell["target"] == side and cell["j"]}
+        assert {one["ce"] for one in found} == scores
+
+
 def test_costs_are_those_of_the_composite_that_would_be_written(donors):
     models = [load(donors["gpt2"]), load(donors["qwen3"])]
     for a, b in (models, models[::-1]):
@@ -195,6 +237,7 @@ def test_costs_are_those_of_the_composite_that_would_be_written(donors):
         assert costs.flops(0, 0, 5) == pytest.approx(costs.whole_target.flops + 10)
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
     report, folder = swept
     assert run(donors, tmp_path / "again") == report
@@ -205,7 +248,7 @@ def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
 
 @pytest.mark.slow
 def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, monkeypatch):
-    cells = [Cell("a", i, j) for i in range(3) for j in range(3)] + [Cell("b", 1, 1)]
+    cells = [Cell("a", i, "b", j) for i in range(3) for j in range(3)] + [Cell("b", 1, "a", 1), Cell("b", 1, "b", 2)]
     widths = {f"{side}.{site}": 10 for side in "ab" for site in range(3)} | {"embedding.a": 10, "embedding.b": 10}
     one = 16 * 100 * len(needed_products(cells[0]))
     groups = _groups_within(cells, widths, 2 * one)
@@ -301,11 +344,14 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
 def test_a_composite_equal_to_its_null_up_to_rounding_does_not_beat_it(swept):
     report, _ = swept
     cells = [
-        {"chosen": "affine", "null": {"ce": 3.0}, "rival": {"ce": 2.985}, "translations": {"affine": {"ce": ce}}}
-        for ce in (2.99, 3 - 1e-8, 3.01)
-    ]
+        {
+            "chosen": "affine", "null": {"ce": 3.0}, "rival": {"above_high": high}, "rival_within_bytes": None,
+            "translations": {"affine": {"ce": ce}},
+        }
+        for ce, high in ((2.99, -0.01), (3 - 1e-8, 0.01), (3.01, 0.02))
+    ]  # fmt: skip
     notes = sweep_report.footnotes(report | {"cells": cells})
-    assert "0 of 3 composites are better than the best alternative" in notes[0]
+    assert "1 of 3 composites are better than the best alternative with no more FLOPs, 0 better" in notes[0]
     assert any("1 of 3 composites beat their null" in note for note in notes)
 
 

@@ -51,6 +51,7 @@ def files(result: Sweep) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if name != "report.json"}
 
 
+@pytest.mark.slow
 def test_a_second_sweep_runs_no_text_through_the_models_and_gives_the_same_bytes(run, first, monkeypatch):
     plain = run("plain", "gpt2", "qwen3", cache_size=0)
 
@@ -75,6 +76,7 @@ def test_a_sweep_of_blocks_finds_what_a_sweep_of_pairs_has_kept(run, first):
     assert "From the cache: 9 of 9 files of activations." in repr(found)
 
 
+@pytest.mark.slow
 def test_a_join_finds_what_a_sweep_of_the_same_text_has_kept(pair, first, tmp_path):
     used = Store(first.folder.parent / "cache" / "store")
     asked = settings(pair["gpt2"], pair["qwen3"], pair["text"], layer=2, layer_b=1, brief=True, reference_steps=0)

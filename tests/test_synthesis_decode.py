@@ -92,6 +92,7 @@ def test_frames_are_those_of_greedy_decoding_with_all_keys(universal, program, k
     assert prompted.written(steps, kept=kept, drafts=drafts) == prompted.plain(steps)
 
 
+@pytest.mark.slow
 def test_so_are_those_of_a_program_that_rewrites_itself(tmp_path):
     net = network(tmp_path / "machine", {"kind": "subleq", "arch": "gpt2", "cells": CELLS, "context": CONTEXT})
     counting = subleq(net, [9, 4, 3, 10, 11, 0, 0, 0, 0, 1])  # the first instruction changes the second
@@ -119,6 +120,7 @@ class Counted:
         return getattr(self.net, name)
 
 
+@pytest.mark.slow
 def test_the_last_steps_cost_as_much_as_the_first(universal):
     """Passes, tokens and keys of every 40 of 200 steps, which are twelve times the context."""
     counted = Counted(universal)

@@ -182,6 +182,7 @@ def test_every_example_runs_on_one_checkpoint(tmp_path):
 # SUBLEQ
 
 
+@pytest.mark.slow
 def test_random_programs_that_rewrite_themselves_run_correctly(subleq):
     trial = next(subleq_trials.trials(CELLS, 160, 2_000, seed=0))
     report = certify(subleq, tokens=2_000)

@@ -242,6 +242,7 @@ def test_a_pair_is_joined_on_text_that_b_writes(donors, tmp_path):
     assert rows["b"]["ce"] < rows["a"]["ce"] and rows["b"]["ce"] < rows["composite"]["ce"]
 
 
+@pytest.mark.slow
 def test_a_conversion_reads_what_its_donor_writes(donors, tmp_path):
     report = convert_heads(
         str(donors["gpt2"]), tmp_path / "out", kv_heads=1, text="self", tokens=4096, held_out=512, context=32, seed=3,

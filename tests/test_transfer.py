@@ -333,7 +333,7 @@ def test_labels_train_a_probe_to_compare_with(pair):
 SMALL: Any = dict(tokens=4096, context=32, device="cpu", quiet=True)
 
 
-@pytest.mark.parametrize("kind", ["sae", "probe", "vector"])
+@pytest.mark.parametrize("kind", [pytest.param("sae", marks=pytest.mark.slow), "probe", "vector"])
 def test_what_is_in_memory_is_carried_as_from_its_file(pair, kind):
     folder = pair["folder"]
     given = {"labels": folder / "labels.jsonl"} if kind == "probe" else {}

@@ -42,6 +42,7 @@ def test_interval_of_a_mean_is_the_t_interval():
     assert (mean, low, high) == pytest.approx((float(values.mean()), *expected), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.3, 2.0])
 def test_interval_of_a_correlation_holds_its_value(noise):
     """Effects with a common part and noise by document: of 60 draws of documents about 57 contain the value for all documents."""

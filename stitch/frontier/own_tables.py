@@ -1,6 +1,7 @@
 """`reference:own-tables`: a model with its first blocks replaced by n-gram tables, as `stitch convert ngram` makes it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from stitch.composite.costs import late, of_translation
 from stitch.composite.cuts import can_be_cut
@@ -14,6 +15,7 @@ from stitch.models.model import Model
 from stitch.translation.types import Translation
 
 ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where memory allows no more
+SHARES = (0.1, 0.3, 1.0)  # sizes of packed tables beside the late blocks
 
 
 def own_tables(model: Model, means: Means) -> Alternative | None:
@@ -44,10 +46,18 @@ def own_tables(model: Model, means: Means) -> Alternative | None:
 
 
 def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
-    """The model with its first 1, 2, … blocks as tables, each within the bytes of `means.limit`."""
+    """The model with its first 1, 2, … blocks as tables, whole and packed to `SHARES` of the bytes of its late blocks."""
     for site in range(1, model.depth):
-        if (found := _made(model, site, means)) is not None:
-            yield found
+        tables = fitted_tables(model, site, means)
+        if tables is None:
+            continue
+        whole = within_bytes(model, site, tables, means)
+        kept = late(model, site, means.context).bytes
+        for share in SHARES:
+            limit = replace(means.limit, bytes=int((1 + share) * kept))
+            if limit.bytes < whole.cost.bytes:
+                yield within_bytes(model, site, tables, replace(means, limit=limit))
+        yield whole
 
 
 def _made(model: Model, site: int, means: Means) -> Alternative | None:

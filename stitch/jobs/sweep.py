@@ -19,14 +19,14 @@ from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
-from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.small import tried_small_everywhere
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import disk_of_sweep, plan_sweep
-from stitch.jobs.sweep_report import Rival, sweep_report
+from stitch.jobs.sweep_report import sweep_report
+from stitch.jobs.sweep_rivals import from_cells, own_cells, whole_models, with_tables
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
 from stitch.models.model import Model
@@ -122,6 +122,7 @@ def _make(
 ) -> dict:
     """Harvests activations, scores every pair of layers, and returns the report, whose provenance so far is that of the text."""
     a, b = models["a"], models["b"]
+    context = settings.context
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
         windows = read_windows(settings, a, b, progress, HELD_OUT, store=store)
@@ -137,7 +138,7 @@ def _make(
                 models, windows[split], sites, scratch / split, settings.memory, progress, store=store
             )
         fit, held_out = harvests["fit"], {split: harvests[split] for split in SPLITS_SCORED}
-        cells = all_cells(a, b)
+        cells = [*all_cells(a, b), *own_cells(models)]
         entered("scores")
         if workers:
             found = score_on(workers, settings, cells, fit, held_out, "report", progress)
@@ -147,11 +148,12 @@ def _make(
             )
         donors = _score_donors(models, held_out, settings.memory, progress)
         means = Means(
-            limit=UNLIMITED, windows=windows, context=settings.context, ngrams=settings.ngrams, routes=0,
+            limit=UNLIMITED, windows=windows, context=context, ngrams=settings.ngrams, routes=0,
             seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives", progress=progress,
         )  # fmt: skip
-        rivals = _score_own_tables(models, means, held_out)
-        report = sweep_report(models, settings.context, found, donors, rivals)
+        whole = whole_models(models, donors, context)
+        alternatives = [*with_tables(models, means, held_out), *from_cells(models, found, context)]
+        report = sweep_report(models, context, found, whole, alternatives)
         report["provenance"] = windows["fit"].provenance
         report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
@@ -163,33 +165,15 @@ def _make(
 
 def all_cells(a: Model, b: Model) -> list[Cell]:
     """Every pair of sites in both directions, or in one if both models are the same."""
-    there = [Cell("a", i, j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
-    return there if a is b else there + [Cell("b", i, j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
-
-
-@torch.no_grad()
-def _score_own_tables(models: dict[Side, Model], means: Means, held_out: dict[str, Harvest]) -> list[Rival]:
-    """Both models, or one if they are the same, with their first blocks as n-gram tables, at every depth."""
-    vocabulary = min(model.vocabulary for model in models.values())
-    found = []
-    for side, model in models.items():
-        if side == "b" and model is models["a"]:
-            continue
-        for one in at_every_depth(model, means):
-            scores = {
-                split: evaluate({"tables": one.logits}, text.windows, vocabulary=vocabulary, memory=means.memory)[
-                    "tables"
-                ]
-                for split, text in held_out.items()
-            }
-            found.append(Rival(side, one.made, one.cost, scores))
-    return found
+    there = [Cell("a", i, "b", j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
+    back = [Cell("b", i, "a", j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
+    return there if a is b else there + back
 
 
 @torch.no_grad()
 def _score_donors(
     models: dict[Side, Model], held_out: dict[str, Harvest], memory: int, progress: Progress | None
-) -> dict[str, dict[str, Scores]]:
+) -> dict[Side, dict[str, Scores]]:
     """Scores of both whole models on the same windows as the composites, by side and split."""
     vocabulary = min(model.vocabulary for model in models.values())
     by_split = {

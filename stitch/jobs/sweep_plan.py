@@ -14,8 +14,10 @@ from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
+from stitch.frontier.own_tables import SHARES
 from stitch.frontier.work import Donor, own_tables
 from stitch.jobs.stages import read_windows
+from stitch.jobs.sweep_rivals import own_cells
 from stitch.layers import work
 from stitch.layers.cells import Cell, Side
 from stitch.layers.work import Depths
@@ -55,13 +57,15 @@ def plan_sweep(
             for side in sides
         }
     left = {side: found[side].left if side in found else 1.0 for side in sides}
-    pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
+    pairs = [
+        (depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in [*cells, *own_cells({"a": a, "b": b})]
+    ]
     text = TableText(
         fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()),
     )  # fmt: skip
 
     def tables(side: Side) -> Work:
-        """`at_every_depth`, each scored on both held-out splits."""
+        """`at_every_depth`, each of every size scored on both held-out splits."""
         model, depth = models[side], depths[side]
         made, on = Work(), tokens["sweep"] + tokens["report"]
         for site in range(1, model.depth):
@@ -72,7 +76,8 @@ def plan_sweep(
                 width=model.width,
                 positions=position_columns(model),
             )
-            made += own_tables(machine, donor, text) + counts.scored(machine, side, on, depth.after(site))
+            made += own_tables(machine, donor, text)
+            made += (1 + len(SHARES)) * counts.scored(machine, side, on, depth.after(site))
         return made
 
     stages = {

@@ -1,9 +1,10 @@
 """report.json of a sweep: every composite, the best layers and the Pareto fronts, from scores and costs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores
+from stitch.jobs.sweep_rivals import Rival
 from stitch.layers.cells import Cell, CellRow, ScoredCells, Side
 from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
@@ -12,48 +13,28 @@ from stitch.models.model import Model
 MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by rounding alone
 
 
-@dataclass(frozen=True)
-class Rival:
-    """One model with its first blocks as tables, and its scores by split."""
-
-    side: Side
-    made: str
-    cost: Cost
-    scores: dict[str, Scores]
-
-
 def sweep_report(
     models: dict[Side, Model],
     context: int,
     found: ScoredCells,
-    donors: dict[str, dict[str, Scores]],
-    rivals: list[Rival],
+    whole: dict[Side, Rival],
+    alternatives: Sequence[Rival],
 ) -> dict:
     """The part of report.json that follows from the scores: cells, best layers, fronts."""
     costs: dict[Side, Costs] = {
         "a": Costs(models["a"], models["b"], context),
         "b": Costs(models["b"], models["a"], context),
     }
-    whole: dict[Side, dict] = {
-        side: {
-            **_numbers(donors[side]),
-            **costs[side].whole_source.to_dict(),
-        }
-        for side in costs
-    }
-    alternatives = [
-        {"model": one.side, "made": one.made, **_numbers(one.scores), **one.cost.to_dict()} for one in rivals
-    ]
-    known = [*({"model": side, "made": models[side].name, **one} for side, one in whole.items()), *alternatives]
-    cells = [_cell(cell, rows, found, costs[cell.source], whole) for cell, rows in found.rows.items()]
-    for cell in cells:
-        cell["rival"] = _rival(cell, known)
+    rivals = [*whole.values(), *alternatives]
+    composites = {cell: rows for cell, rows in found.rows.items() if cell.source != cell.target}
+    cells = [_cell(cell, rows, found, costs[cell.source], whole, rivals) for cell, rows in composites.items()]
+    known = [_alone(one) for one in rivals]
     return {
         "models": {side: model.name for side, model in models.items()},
         "depth": {side: model.depth for side, model in models.items()},
         "context": context,
-        "donors": whole,
-        "alternatives": alternatives,
+        "donors": {side: {**_numbers(one.scores), **one.cost.to_dict()} for side, one in whole.items()},
+        "alternatives": [one for one in known if one["kind"] != "whole"],
         "cells": cells,
         "rule": RULE,
         "best_layers": _best_layers(cells, costs),
@@ -61,19 +42,38 @@ def sweep_report(
     }
 
 
-def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict) -> dict:
-    flops = costs.joined(cell.i, cell.j, rows["affine"].seam).flops
+def _alone(one: Rival) -> dict:
+    return {
+        "model": one.side,
+        "kind": one.kind,
+        "made": one.made,
+        **_numbers(one.scores),
+        **one.cost.to_dict(),
+    }
+
+
+def _cell(
+    cell: Cell,
+    rows: dict[str, CellRow],
+    found: ScoredCells,
+    costs: Costs,
+    whole: Mapping[Side, Rival],
+    rivals: Sequence[Rival],
+) -> dict:
+    paid = {name: costs.joined(cell.i, cell.j, row.seam) for name, row in rows.items()}
+    flops = paid["affine"].flops
     share = costs.share(cell.i, cell.j, flops)
-    source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]
+    source, target = (whole[side].scores["report"].ce for side in (cell.source, cell.target))
     translations = {
         name: {
             **_numbers(row.scores),
-            **costs.joined(cell.i, cell.j, row.seam).to_dict(),
+            **paid[name].to_dict(),
             "lambda": row.strength,
             "unexplained": row.unexplained,
         }
         for name, row in rows.items()
     }
+    chosen = min(translations, key=lambda name: translations[name]["sweep_ce"])
     return {
         "source": cell.source,
         "target": cell.target,
@@ -82,9 +82,11 @@ def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs
         "flops": flops,
         "share": share,
         "line": source + share * (target - source),
-        "chosen": min(translations, key=lambda name: translations[name]["sweep_ce"]),
+        "chosen": chosen,
         "translations": translations,
         "null": _numbers(found.nulls[cell.target, cell.j].scores),
+        "rival": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=False),
+        "rival_within_bytes": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=True),
     }
 
 
@@ -96,13 +98,24 @@ def _numbers(scores: dict[str, Scores]) -> dict:
     return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
 
 
-def _rival(cell: dict, known: list[dict]) -> dict | None:
-    """The alternative with no more FLOPs that is best on the sweep split; None where all cost more."""
-    affordable = [one for one in known if one["flops"] <= cell["flops"]]
+def _best(scores: dict[str, Scores], cost: Cost, rivals: Sequence[Rival], *, also_bytes: bool) -> dict | None:
+    """The alternative within `cost` that is best on the sweep split, and how far `scores` are above it, with the paired interval.
+
+    None where all cost more.
+    """
+    affordable = [one for one in rivals if one.within(cost, also_bytes=also_bytes)]
     if not affordable:
         return None
-    best = min(affordable, key=lambda one: one["sweep_ce"])
-    return {key: best[key] for key in ("made", "ce", "flops", "bytes")}
+    best = min(affordable, key=lambda one: one.scores["sweep"].ce)
+    mine, other = scores["report"], best.scores["report"]
+    low, high = mine.interval(minus=other)
+    return {
+        "made": best.made,
+        "ce": other.ce,
+        "flops": best.cost.flops,
+        "bytes": best.cost.bytes,
+        **{"above": mine.ce - other.ce, "above_low": low, "above_high": high},
+    }
 
 
 def _best_layers(cells: list[dict], costs: dict[Side, Costs]) -> list[dict]:
@@ -132,9 +145,9 @@ def _chosen(cell: dict) -> dict:
 
 
 def _front(cells: list[dict], known: list[dict], cost: str) -> list[dict]:
-    """Pareto front of cost and cross-entropy over both models, these with tables in the place of their first blocks, and every
-    composite. "up_to" is the cost of the next point."""
-    keys = ("ce", "ce_low", "ce_high", "sweep_ce", "flops", "parameters", "bytes")
+    """Pareto front of cost and cross-entropy over both models, the alternatives, and every composite. "up_to" is the cost of the
+    next point."""
+    keys = ("ce", "ce_low", "ce_high", "sweep_ce", "flops", "parameters", "bytes", "bytes_read")
     points = [{key: one[key] for key in ("model", "made", *keys)} for one in known]
     for cell in cells:
         for name, row in cell["translations"].items():

@@ -44,7 +44,7 @@ def score_on(
     """The result of `score_cells`, with the cells spread over the workers."""
     for one in (fit, *held_out.values()):
         _ = one.keep  # computed once here and cached, so that it is sent along
-    ordered = sorted(cells, key=lambda cell: cell.sites)
+    ordered = sorted(cells, key=lambda cell: cell.ends)
     size = -(-len(ordered) // (PARTS * cluster.workers))
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     items = [(settings, part, fit, held_out, reference) for part in parts]

@@ -40,20 +40,17 @@ NULL = "no-source"  # reads only the target's embedding: what can be predicted w
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """The first `i` blocks of the model `source`, a translation, and the other model's blocks from `j` on."""
+    """The first `i` blocks of the model `source`, a translation, and the blocks of `target` (maybe the same) from `j` on."""
 
     source: Side
     i: int
+    target: Side
     j: int
 
     @property
-    def target(self) -> Side:
-        return "b" if self.source == "a" else "a"
-
-    @property
-    def sites(self) -> tuple[int, int]:
-        """The sites of model a and of model b. Both directions of a pair of sites share their sums."""
-        return (self.i, self.j) if self.source == "a" else (self.j, self.i)
+    def ends(self) -> list[tuple[Side, int]]:
+        """Both sites, in the same order for both directions, which share their sums."""
+        return sorted([(self.source, self.i), (self.target, self.j)])
 
 
 @dataclass(frozen=True)
@@ -225,7 +222,7 @@ def _names(cell: Cell) -> tuple[str, str, str]:
 
 def _groups_within(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
     """Cells in groups whose products take at most `budget` bytes in float64, for the fit and the sweep split together."""
-    ordered = sorted(cells, key=lambda cell: cell.sites)
+    ordered = sorted(cells, key=lambda cell: cell.ends)
     groups: list[list[Cell]] = []
     held: set[Key] = set()
     for cell in ordered:

@@ -76,7 +76,7 @@ def choose_layer(
             )
             for split, tokens in limits.items()
         }
-        cells = [Cell("a", layer, onto) for onto in affordable]
+        cells = [Cell("a", layer, "b", onto) for onto in affordable]
         scored = score_cells(
             models,
             cells,

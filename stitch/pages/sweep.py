@@ -61,7 +61,7 @@ def _fronts(report: dict, notes: list[str]) -> Section:
     ]
     tables = [front_table(report, "flops"), front_table(report, "bytes"), best_table(report)]
     words = [
-        "Every composite with its chosen translation, both whole models, and each of them with tables for its first blocks. "
+        "Every composite with its chosen translation, both whole models, and the alternatives made of one of them alone. "
         "The steps are the best of all at every budget, chosen on the sweep split."
     ]
     return Section(

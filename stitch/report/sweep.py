@@ -1,9 +1,15 @@
 """The tables of a sweep and the sentences below them."""
 
+from collections.abc import Sequence
+
 from stitch.evaluation.documents import phrase, warning
 from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 
+ALTERNATIVES = (
+    "Alternatives are made of one model alone: whole, with its first blocks as n-gram tables, without some of its blocks, or its "
+    "late blocks behind its embedding."
+)
 CHOSEN = "the chosen j of each i from 1"
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
@@ -36,14 +42,19 @@ def heat(report: dict, source: str) -> tuple[str, list[str], list[list[str]], li
 def above(cell: dict) -> float:
     """Cross-entropy of the cell's chosen translation minus that of the best alternative with no more FLOPs, in nats per token;
     minus that of the line where every alternative costs more."""
-    return cell["translations"][cell["chosen"]]["ce"] - (cell["rival"]["ce"] if cell["rival"] else cell["line"])
+    return cell["rival"]["above"] if cell["rival"] else cell["translations"][cell["chosen"]]["ce"] - cell["line"]
+
+
+def better(cells: Sequence[dict], than: str) -> int:
+    """How many composites are better than `than`, "rival" or "rival_within_bytes": the paired interval is below zero."""
+    return sum(cell[than] is not None and cell[than]["above_high"] < 0 for cell in cells)
 
 
 def front_table(report: dict, cost: str) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of a Pareto front: the best model for every budget."""
     unit = UNITS[cost]
     rows = [
-        [_describe(point, report), f"{point[cost] / 1e6:.3f}", f"{point['ce']:.3f}", _interval(point)]
+        [described(point, report), f"{point[cost] / 1e6:.3f}", f"{point['ce']:.3f}", _interval(point)]
         for point in report["fronts"][cost]
     ]
     return ["from this budget on", unit, "CE", "95 % interval"], rows, f"Best model at every budget of {unit}"
@@ -53,7 +64,7 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of the layer j that the rule chooses for every i."""
     rows = [
         [
-            _describe(row, report) + ("" if row["within_budget"] else " (over budget)"),
+            described(row, report) + ("" if row["within_budget"] else " (over budget)"),
             f"{row['flops'] / 1e6:.3f}",
             f"{row['ce']:.3f}",
             _interval(row),
@@ -74,10 +85,10 @@ def footnotes(report: dict) -> list[str]:
     """The sentences below the tables."""
     models, donors, tokens, cells = report["models"], report["donors"], report["tokens"], report["cells"]
     beaten = sum(cell["null"]["ce"] - cell["translations"][cell["chosen"]]["ce"] > SAME for cell in cells)
-    ahead = [cell for cell in cells if cell["rival"] and above(cell) < -SAME]
     return [
-        f"{len(ahead)} of {len(cells)} composites are better than the best alternative with no more FLOPs, by more than {SAME} "
-        "nats. Alternatives are both whole models, and each with its first blocks as n-gram tables, whatever their bytes.",
+        f"{better(cells, 'rival')} of {len(cells)} composites are better than the best alternative with no more FLOPs, "
+        f"{better(cells, 'rival_within_bytes')} better than the best with no more FLOPs and no more bytes: the paired 95 % "
+        f"interval is below zero. {ALTERNATIVES}",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
         f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
@@ -91,7 +102,8 @@ def footnotes(report: dict) -> list[str]:
     ]
 
 
-def _describe(point: dict, report: dict) -> str:
+def described(point: dict, report: dict) -> str:
+    """What a point of a front is."""
     if point.get("model") in ("a", "b"):
         return point["made"]
     models = report["models"]

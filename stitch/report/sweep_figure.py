@@ -8,6 +8,11 @@ from stitch.report.palette import ROLES, ends_of
 from stitch.report.sweep import UNITS, framed, heat, swept_directions
 
 LINE = 62  # characters that fit in a column
+KINDS = {
+    "tables": "one model, tables for its first blocks",
+    "cut": "one model without some blocks",
+    "no-source": "late blocks behind their embedding",
+}
 MILLION = 1e6  # FLOPs and bytes are shown in millions
 
 
@@ -46,10 +51,10 @@ def _draw_front(axis, report: dict, cost: str) -> None:
         label = f"composites {report['models'][source]} → {report['models'][target]}"
         style = {**marks("composite", variant, line=False), "markersize": 2.5}
         axis.plot([row[cost] / MILLION for row in rows], [row["ce"] for row in rows], **style, label=label)
-    for variant, (side, name) in enumerate(report["models"].items()):
-        if tables := [one for one in report["alternatives"] if one["model"] == side]:
-            axis.plot([one[cost] / MILLION for one in tables], [one["ce"] for one in tables],
-                      **marks("alternative", variant, line=False), label=f"{name} with tables for its first blocks")  # fmt: skip
+    for variant, (kind, words) in enumerate(KINDS.items()):
+        if alone := [one for one in report["alternatives"] if one["kind"] == kind]:
+            style = {**marks("alternative", variant, line=False), "markersize": 3}
+            axis.plot([one[cost] / MILLION for one in alone], [one["ce"] for one in alone], **style, label=words)
     points = report["fronts"][cost]
     axis.step([point[cost] / MILLION for point in points], [point["ce"] for point in points], where="post",
               color=ROLES["null"].light, label="front, chosen on the sweep split")  # fmt: skip
