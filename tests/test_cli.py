@@ -170,6 +170,7 @@ def test_impossible_requests_are_refused_in_one_line(more, code, message, donors
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_sae_of_another_width_is_refused(brief, donors, tmp_path):
     folder, _ = brief
     given = stitch(

@@ -317,6 +317,7 @@ def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     return folder, found
 
 
+@pytest.mark.slow
 def test_only_the_down_projections_of_every_part_are_edited(root, made):
     folder, reports = made
     before, after = load(root / "three"), load(folder / "consolidate")
@@ -332,6 +333,7 @@ def test_only_the_down_projections_of_every_part_are_edited(root, made):
     assert cost[1] - cost[0] == pytest.approx(row["retain_cost"], abs=1e-5) and row["retain_cost"] != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["heads", "recurrent"])
 def test_the_written_checkpoint_scores_as_reported(root, made, kind):
     folder, reports = made
@@ -339,6 +341,7 @@ def test_the_written_checkpoint_scores_as_reported(root, made, kind):
     assert ce_again(root, folder / kind, reports[kind]) == pytest.approx(row["ce"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_key_heads_beat_random_ones_in_every_part(made):
     folder, reports = made
     rows = {row["name"]: row for row in reports["heads"]["results"]}

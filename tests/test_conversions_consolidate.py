@@ -505,6 +505,7 @@ def test_of_many_documents_a_title_has_two():
     assert told(40) == "0.txt, 1.txt and 38 more"
 
 
+@pytest.mark.slow
 def test_two_documents_are_written_together_and_told_apart_in_the_report(texts):
     result = run(texts, "gpt2", "note.txt", "two", "--context", str(texts / "second.txt"), "--cost", "0.05")
     assert result.exit_code == 0, result.output

@@ -89,6 +89,7 @@ def donors(tmp_path_factory) -> dict[str, Path]:
     return gpt2_and_qwen3(tmp_path_factory.mktemp("donors"))
 
 
+@pytest.mark.slow
 def test_reports_say_what_was_read(donors, tmp_path):
     from stitch.text.documents import read
 

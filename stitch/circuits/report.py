@@ -28,18 +28,22 @@ def tables(report: dict) -> list[Table]:
 
 
 def distance_tables(rows: Sequence[dict], names: Sequence[str], title: str) -> list[Table]:
-    """A table of the share of right answers by distance, with intervals, of the rows with these names; none without distances."""
+    """A table of the share of right answers by distance, with intervals and the number of prompts, of the rows with these names.
+
+    None where the prompts have no distances.
+    """
     columns = {row["name"]: row["distances"] for row in rows if row["name"] in names and "distances" in row}
     if not columns:
         return []
     found = [
         [
             f"{same[0]['least']} – {same[0]['most'] - 1}",
+            f"{same[0]['prompts']:,}",
             *(f"{one['right']:.1%} ({one['right_low']:.0%} – {one['right_high']:.0%})" for one in same),
         ]
         for same in zip(*columns.values(), strict=True)
     ]
-    return [(["tokens back", *columns], found, f"{title}, right answers by distance")]
+    return [(["tokens back", "prompts", *columns], found, f"{title}, right answers by distance")]
 
 
 def beyond(rows: Sequence[dict], names: Sequence[str]) -> list[str]:
