@@ -1,6 +1,8 @@
 """Ridge regression that shrinks towards given weights instead of zero, such as those of an existing layer."""
 
 from dataclasses import dataclass
+from math import inf
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -8,7 +10,8 @@ from torch import Tensor
 
 from stitch.errors import StitchError
 from stitch.regression.moments import Moments
-from stitch.regression.ridge import STRENGTHS
+from stitch.regression.ridge import FIRST, STRENGTHS
+from stitch.regression.search import descend
 
 
 @dataclass(frozen=True)
@@ -20,24 +23,28 @@ class Towards:
     unexplained: float
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    error: float
+    index: int  # of λ
+    change: Float[Tensor, "d_in d_out"] | None  # of the prior
+
+
 def ridge_towards(
     fit: Moments, held_out: Moments, prior: Float[Tensor, "d_in d_out"], *, inputs: str, target: str
 ) -> Towards:
     """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`.
 
-    λ is relative to the mean eigenvalue of Σ uᵀu. One eigendecomposition serves all λ.
-    Raises: StitchError where the target is zero on all held-out tokens.
+    λ is relative to the mean eigenvalue of Σ uᵀu. It is searched downhill by decades, then by half decades, with a Cholesky factor
+    for each: of 8,192 neurons all of them take less than one eigendecomposition.
+    Raises: StitchError where the target is zero on all held-out tokens, or rounding prevents every solution.
     Source: Hoerl & Kennard 1970, Technometrics 12, applied to y − u · prior.
     """
     gram, cross = fit.product(inputs, inputs), fit.product(inputs, target)
     gram_held, cross_held = held_out.product(inputs, inputs), held_out.product(inputs, target)
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp_min(0)
-    scale = values.mean()
+    scale = gram.diagonal().mean()
     scale = scale if scale > 0 else torch.ones_like(scale)
-    rotated = vectors.T @ (cross - gram @ prior)
-    rest_held = vectors.T @ (cross_held - gram_held @ prior)
-    gram_held_rotated = vectors.T @ gram_held @ vectors
+    rest, rest_held = cross - gram @ prior, cross_held - gram_held @ prior
     total = held_out.squares[target].sum()
     if not total > 0:
         raise StitchError(
@@ -45,11 +52,21 @@ def ridge_towards(
         )
     at_prior = total - 2 * (prior * cross_held).sum() + (prior * (gram_held @ prior)).sum()
 
-    def error(strength: Tensor) -> Tensor:
-        change = rotated / (values + strength * scale)[:, None]
-        return at_prior - 2 * (change * rest_held).sum() + (change * (gram_held_rotated @ change)).sum()
+    def attempt(index: int) -> _Attempt:
+        shifted = gram.clone()
+        shifted.diagonal().add_(STRENGTHS[index] * scale)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if failed:
+            return _Attempt(inf, index, None)
+        change = torch.cholesky_solve(rest, factor)
+        error = at_prior - 2 * (change * rest_held).sum() + (change * (gram_held @ change)).sum()
+        return _Attempt(float(error), index, change)
 
-    errors = torch.stack([error(strength) for strength in STRENGTHS])
-    best = int(errors.argmin())
-    change = vectors @ (rotated / (values + STRENGTHS[best] * scale)[:, None])
-    return Towards(prior + change, float(STRENGTHS[best]), float(errors[best] / total))
+    best = descend(attempt, attrgetter("error"), start=FIRST, step=2, count=len(STRENGTHS))
+    best = descend(attempt, attrgetter("error"), start=best.index, step=1, count=len(STRENGTHS), best=best)
+    if best.change is None:
+        raise StitchError(
+            f"no regression of `{target}` on {inputs} can be solved in float64: its values differ too much in size. "
+            "Look for outliers, or choose another site."
+        )
+    return Towards(prior + best.change, float(STRENGTHS[best.index]), best.error / float(total))

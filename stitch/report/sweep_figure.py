@@ -8,6 +8,7 @@ from stitch.report.palette import ROLES, ends_of
 from stitch.report.sweep import UNITS, framed, heat, swept_directions
 
 LINE = 62  # characters that fit in a column
+SMALLER = 0.6  # there are dozens
 KINDS = {
     "tables": "one model, tables for its first blocks",
     "cut": "one model without some blocks",
@@ -53,7 +54,8 @@ def _draw_front(axis, report: dict, cost: str) -> None:
         axis.plot([row[cost] / MILLION for row in rows], [row["ce"] for row in rows], **style, label=label)
     for variant, (kind, words) in enumerate(KINDS.items()):
         if alone := [one for one in report["alternatives"] if one["kind"] == kind]:
-            style = {**marks("alternative", variant, line=False), "markersize": 3}
+            style = marks("alternative", variant, line=False)
+            style["markersize"] *= SMALLER
             axis.plot([one[cost] / MILLION for one in alone], [one["ce"] for one in alone], **style, label=words)
     points = report["fronts"][cost]
     axis.step([point[cost] / MILLION for point in points], [point["ce"] for point in points], where="post",
