@@ -20,7 +20,7 @@ SIZES: dict[str, Any] = {
     name: size
     for size, names in {
         128: ("vocab_size vocab_size_per_layer_input max_position_embeddings n_positions n_ctx max_seq_len"),
-        48: "intermediate_size n_inner ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim intermediate_size_mlp",
+        48: "intermediate_size n_inner ffn_dim d_ff dff encoder_ffn_dim decoder_ffn_dim intermediate_size_mlp",
         32: "hidden_size n_embd d_model dim embedding_size lru_width word_embed_proj_dim dim_model_base",
         24: "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size",
         16: "q_lora_rank kv_lora_rank qk_head_dim",
