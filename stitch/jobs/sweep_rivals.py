@@ -61,8 +61,9 @@ def from_cells(models: dict[Side, Model], found: ScoredCells, context: int) -> I
             made = f"{_without(model, cell)} ({name})"
             cost = costs[cell.source].joined(cell.i, cell.j, row.seam)
             yield Rival(cell.source, "cut", made, cost, row.scores)
-    for (side, site), row in found.nulls.items():
+    for side, site in sorted(found.nulls):  # whatever the order in which they were scored
         if site:  # with all its blocks it is the whole model
+            row = found.nulls[side, site]
             made = f"{models[side].name} from block {site} of {models[side].depth} on, which reads its embedding alone"
             yield Rival(side, "no-source", made, costs[side].late(site) + row.seam, row.scores)
 
