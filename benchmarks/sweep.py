@@ -29,14 +29,14 @@ def lines(report: dict) -> Iterator[dict]:
         "tokens": report["tokens"],
     }
     for cell in cells:
-        both = cell["i"] > 0 and cell["j"] < report["depth"][cell["target"]]  # has blocks of both models
+        blocks = report["depth"][cell["target"]] - cell["j"]  # of the target
         row = cell["translations"][cell["chosen"]]
         yield {
-            "part": "cell", "both": both and cell["j"] > 0,
+            "part": "cell", "both": cell["i"] > 0 and blocks > 0, "whole": cell["j"] == 0,
             **{key: cell[key] for key in ("source", "target", "i", "j", "chosen")},
             "name": f"{report['models'][cell['source']]}.{cell['i']} → {report['models'][cell['target']]}.{cell['j']}",
             **shortened(row), "null": round(cell["null"]["ce"], 4),
-            **{key: rival(cell[key]) for key in ("rival", "rival_within_bytes")},
+            **{key: rival(cell[key]) for key in ("rival", "rival_within_bytes", "rival_without_tables")},
         }  # fmt: skip
     for one in report["alternatives"]:
         yield {"part": "alternative", "model": one["model"], "kind": one["kind"], "made": one["made"], **shortened(one)}

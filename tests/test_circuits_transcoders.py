@@ -191,6 +191,9 @@ def test_features_are_grafted_into_fresh_hosts(made: tuple[Path, Path, Path], fa
     assert (placed["count"], placed["as"], placed["kind"]) == (8, 16, "features, by steps") and placed["lost"] < 1e-3
     assert right["donor"] == 0 and right["features for neurons"] == 1
     assert right["host, grafted"] == 1 and right["host without the graft"] == right["without block 0"] == 0
+    kl = {row["name"]: row["kl"] for row in report["results"] if "kl" in row}
+    assert kl["its circuit alone"] == 0 and max(kl["features for neurons"], kl["host, grafted"]) < 0.01
+    assert min(kl[name] for name in ("donor", "host without the graft", "without block 0")) > 1
 
 
 def test_features_are_grafted_into_a_trained_host(made: tuple[Path, Path, Path], tmp_path: Path):

@@ -8,7 +8,8 @@ import torch
 import tiny
 from jobs import write_text
 from stitch.activations.harvest import harvest
-from stitch.composite.costs import Cost, early, late
+from stitch.composite.compose import early_half, late_half
+from stitch.composite.costs import Cost, cost_of, early, late
 from stitch.evaluation.scores import Batch
 from stitch.files.store import Store
 from stitch.frontier.alternative import Alternative, Means
@@ -46,6 +47,20 @@ def written_by(model: Model, seed: int) -> Windows:
     for _ in range(15):
         ids = torch.cat([ids, torch.multinomial(model.net(ids).logits[:, -1].softmax(-1), 1, generator=generator)], 1)
     return Windows(ids.int(), torch.arange(128, dtype=torch.int32)[:, None].expand(-1, 16).contiguous())
+
+
+def test_a_half_is_built_to_be_counted_once_and_counts_as_before(monkeypatch):
+    model, built = tiny.model("llama"), []
+    monkeypatch.setattr("stitch.composite.costs.cost_of", lambda net, flops: built.append(net) or cost_of(net, flops))
+    halves = {site: (early_half(model, site), late_half(model, site).net) for site in (2, 4)}
+    sizes = {site: [sum(weight.numel() for weight in net.parameters()) for net in halves[site]] for site in halves}
+    for context in (16, 32, 16):
+        for site, size in sizes.items():
+            assert [part(model, site, context).parameters for part in (early, late)] == size
+    assert len(built) == 4
+    assert late(model, 2, 32).flops > late(model, 2, 16).flops > late(model, 4, 16).flops
+    model.net.to(torch.bfloat16)
+    assert late(model, 2, 16).bytes * 2 == late(tiny.model("llama"), 2, 16).bytes
 
 
 def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):

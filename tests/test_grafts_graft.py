@@ -103,7 +103,9 @@ def test_the_behaviour_is_scored_by_distance_beside_a_null(llama: Path):
     assert min(one["right"] for one in rows["host, grafted"]["distances"]) > 0.9
     assert max(one["right"] for one in rows["noise of the same norm"]["distances"]) < 0.1
     _, (header, cells, title) = result_tables(report)
-    assert header[:2] == ["tokens back", "prompts"] and {"donor", "host, grafted", "noise of the same norm"} < set(header)
+    assert header[:2] == ["tokens back", "prompts"] and {"donor", "host, grafted", "noise of the same norm"} < set(
+        header
+    )
     assert [row[0] for row in cells] == ["8 – 15", "16 – 31", "32 – 63"] and title.endswith("right answers by distance")
     assert sum(int(row[1]) for row in cells) == report["grafts"][0]["prompts"]
     note = next(line for line in result_notes(report) if line.startswith("Right beyond corrupt prompts: donor "))

@@ -170,7 +170,6 @@ def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(ru
         chain(parts_of(donors), tmp_path / "cut", text=str(donors["text"]), **OPTIONS)
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_in_three_parts_with_identity_seams_gives_its_own_logits_bit_for_bit(donors, tmp_path):
     name = str(donors["llama"])

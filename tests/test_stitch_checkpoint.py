@@ -65,7 +65,6 @@ def stitched(donors: dict[str, Path], a: str, b: str, target: Path, *, site: int
     return composite, translation
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_a_checkpoint_is_the_composite_in_an_environment_without_this_package(donors, tmp_path):
     """Every family as A and as B, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""

@@ -28,7 +28,7 @@ from stitch.composite.normed import fit_gain
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged, parameters_of, weight_of, why_not_foldable
 from stitch.config import Settings
-from stitch.errors import UsageError
+from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import planning
 from stitch.files.store import Store
@@ -39,6 +39,7 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.regression.moments import accumulate
 from stitch.regression.prior import ridge_towards
+from stitch.regression.ridge import STRENGTHS
 from stitch.report.card import table
 from stitch.report.verdict import verdict_sentence
 from stitch.text.documents import Split
@@ -242,6 +243,28 @@ def test_ridge_towards_given_weights_is_least_squares_with_one_more_row_per_inpu
     assert torch.allclose(found.weight, expected)
     error = ((y[:50] - u[:50] @ found.weight) ** 2).sum() / (y[:50] ** 2).sum()
     assert found.unexplained == pytest.approx(float(error))
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("seed", range(4))
+def test_the_strength_is_the_best_of_all_and_one_that_cannot_be_solved_is_passed_by(seed, monkeypatch):
+    """Fewer rows than inputs: the smallest strengths are below rounding."""
+    u, prior = tiny.noise(40, 30, seed=seed).double(), torch.zeros(30, 3, dtype=torch.float64)
+    u = torch.cat([u, u + 1e-9 * tiny.noise(40, 30, seed=seed + 10).double()], 1)
+    y = u[:, :3] + 0.5 * tiny.noise(40, 3, seed=seed + 20).double()
+    pairs, prior = [("u", "u"), ("u", "y")], torch.cat([prior, prior])
+    fit, held = accumulate([{"u": u[:24], "y": y[:24]}], pairs), accumulate([{"u": u[24:], "y": y[24:]}], pairs)
+    found = ridge_towards(fit, held, prior, inputs="u", target="y")
+
+    def unexplained(strength: float) -> float:
+        added = (strength * (u[:24] ** 2).sum(0).mean()) ** 0.5 * torch.eye(60, dtype=torch.float64)
+        weight = torch.linalg.lstsq(torch.cat([u[:24], added]), torch.cat([y[:24], prior])).solution
+        return float(((y[24:] - u[24:] @ weight) ** 2).sum() / (y[24:] ** 2).sum())
+
+    assert found.unexplained == pytest.approx(min(map(unexplained, STRENGTHS.tolist())), rel=1e-4)
+    monkeypatch.setattr("torch.linalg.cholesky_ex", lambda matrix: (matrix, torch.ones(())))
+    with pytest.raises(StitchError, match="can be solved in float64"):
+        ridge_towards(fit, held, prior, inputs="u", target="y")
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

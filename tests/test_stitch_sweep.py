@@ -4,6 +4,8 @@ bytes.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
+from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Residual, Term, Token, Translation
 from turned import rotated_copy
 
@@ -119,6 +122,36 @@ def test_for_a_rotated_copy_the_same_layer_is_chosen(planted, planted_windows, t
     assert not (tmp_path / "layer").exists()
 
 
+@torch.no_grad()
+def test_tokens_without_rows_get_them_from_the_embedding_of_the_models_own_source(tmp_path, monkeypatch):
+    """A cell of one model beside a narrower one gives what it gives where that model is alone."""
+    monkeypatch.setattr("stitch.layers.cells.token_tables", partial(token_tables, small=0))
+    narrow, wide = (
+        tiny.model(family, tie_word_embeddings=False, **more)
+        for family, more in (("llama", {}), ("qwen3", {"hidden_size": 48}))
+    )
+    windows = {split: sampled(wide, 32, count, seed) for seed, (split, count) in enumerate(SAMPLES.items())}
+    for split in ("fit", "sweep"):  # half of the vocabulary is read in the report alone
+        windows[split] = replace(windows[split], ids=windows[split].ids % (tiny.VOCABULARY // 2))
+
+    def scored(models: dict[Side, Model], cell: Cell):
+        sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
+        harvests = {
+            split: harvest_all(models, found, sites, tmp_path / f"{cell.source}{split}", 2**28)
+            for split, found in windows.items()
+        }
+        held_out = {split: harvests[split] for split in ("sweep", "report")}
+        found = score_cells(models, [cell], harvests["fit"], held_out, reference=None, memory=2**28)
+        return found.rows[cell]["affine+token"], found.nulls["b", cell.j]
+
+    beside = scored({"a": narrow, "b": wide}, Cell("b", 1, "b", 3))
+    alone = scored({"a": wide, "b": wide}, Cell("a", 1, "b", 3))
+    for one, other in zip(beside, alone, strict=True):
+        assert one.reads_embedding and other.reads_embedding
+        assert one.scores["report"].ce == pytest.approx(other.scores["report"].ce, rel=1e-5)
+        assert one.seam == other.seam
+
+
 # ---------------------------------------------------------------------------------------------------------------- the whole
 
 
@@ -183,8 +216,11 @@ def test_the_rival_of_a_cell_is_the_best_on_the_sweep_split_within_its_cost(swep
     alone = [*report["donors"].values(), *report["alternatives"]]
     for cell in report["cells"]:
         mine = cell["translations"][cell["chosen"]]
-        for key, limited in (("rival", ["flops"]), ("rival_within_bytes", ["flops", "bytes"])):
-            affordable = [one for one in alone if all(one[cost] <= mine[cost] for cost in limited)]
+        for key, limited in (
+            ("rival", ["flops"]), ("rival_within_bytes", ["flops", "bytes"]), ("rival_without_tables", ["flops", "bytes"]),
+        ):  # fmt: skip
+            known = [one for one in alone if one.get("kind") != "tables" or key != "rival_without_tables"]
+            affordable = [one for one in known if all(one[cost] <= mine[cost] for cost in limited)]
             assert (cell[key] is None) == (not affordable)
             if affordable:
                 rival, best = cell[key], min(affordable, key=lambda one: one["sweep_ce"])
@@ -210,12 +246,29 @@ def test_a_model_without_some_blocks_is_the_model_joined_to_itself(swept, donors
     assert len(cuts) == 2 * 3 and not any(one["kind"] == "cut" for one in twice["alternatives"])
 
 
-def test_late_blocks_behind_their_embedding_cost_nothing_of_the_other_model(swept):
+def test_tables_are_of_four_sizes_at_most_and_the_name_says_which(swept):
+    report, _ = swept
+    for side, depth in (("a", 3), ("b", 4)):
+        found = [one for one in report["alternatives"] if one["kind"] == "tables" and one["model"] == side]
+        for site in range(1, depth):
+            sizes = [
+                one["bytes"] for one in found if f"first {site} of {depth} blocks as n-gram tables of " in one["made"]
+            ]
+            assert 1 <= len(sizes) <= 4 and sizes == sorted({*sizes})
+        assert len({one["made"] for one in found}) > depth - 1
+
+
+def test_late_blocks_behind_their_embedding_cost_nothing_of_the_other_model(swept, donors):
     report, _ = swept
     for side, nulls in (("a", 3), ("b", 4)):
         found = [one for one in report["alternatives"] if one["kind"] == "no-source" and one["model"] == side]
         assert len(found) == nulls
-        assert all(one["flops"] < report["donors"][side]["flops"] for one in found)
+        model = load(donors["gpt2" if side == "a" else "qwen3"])
+        for one, site in zip(found, range(1, nulls + 1), strict=True):
+            table = Term(Token(), torch.zeros(tiny.VOCABULARY, model.width))
+            translation = Translation("t", (table,), torch.zeros(model.width), torch.zeros(model.width))
+            expected = Costs(model, model, report["context"]).composite(0, site, translation).to_dict()
+            assert {cost: one[cost] for cost in expected} == expected
         scores = {cell["null"]["ce"] for cell in report["cells"] if cell["target"] == side and cell["j"]}
         assert {one["ce"] for one in found} == scores
 
@@ -345,10 +398,10 @@ def test_a_composite_equal_to_its_null_up_to_rounding_does_not_beat_it(swept):
     report, _ = swept
     cells = [
         {
-            "chosen": "affine", "null": {"ce": 3.0}, "rival": {"above_high": high}, "rival_within_bytes": None,
-            "translations": {"affine": {"ce": ce}},
+            "chosen": "affine", "null": {"ce": 3.0}, "rival": {"above": high - 1e-8, "above_high": high},
+            "rival_within_bytes": None, "translations": {"affine": {"ce": ce}},
         }
-        for ce, high in ((2.99, -0.01), (3 - 1e-8, 0.01), (3.01, 0.02))
+        for ce, high in ((2.99, -0.01), (3 - 1e-8, -1e-8), (3.01, 0.02))
     ]  # fmt: skip
     notes = sweep_report.footnotes(report | {"cells": cells})
     assert "1 of 3 composites are better than the best alternative with no more FLOPs, 0 better" in notes[0]

@@ -179,7 +179,6 @@ def test_another_layer_or_translation_pays_for_what_is_new_and_gives_the_same_by
     assert found.keys() == expected.keys() and [name for name in found if found[name] != expected[name]] == []
 
 
-@pytest.mark.slow
 def test_other_weights_are_not_mistaken(pair, tmp_path):
     store = tmp_path / "store"
     asked = {"brief": True, "reference_steps": 0}

@@ -140,8 +140,8 @@ def _parts(ids: Int64[Tensor, "prompts length"]) -> list[slice]:
 
 
 class Reference:
-    """A model whose answers to the clean prompts others are compared with. It reads them once, unless what it says takes more
-    than KEPT bytes: then for each of the others."""
+    """A model whose answers to the clean prompts others are compared with. It reads once what takes at most KEPT bytes, and the
+    rest again for each of the others."""
 
     def __init__(self, logits: Logits, prompts: Prompts) -> None:
         self._logits, self._prompts = logits, prompts

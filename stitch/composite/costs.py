@@ -1,7 +1,7 @@
 """What models cost to run and to keep: FLOPs, parameters, bytes on disk, and bytes read per token."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -125,7 +125,8 @@ def _late_net(model: Model, site: int) -> nn.Module:
     return late_half(model, site).net
 
 
-# A report asks for the sizes of the same halves a hundred times, and each half is built to be counted.
+# A report asks for the sizes of the same halves a hundred times, and each half is built to be counted. The number and the shapes
+# of a net's blocks must not change once it was counted; weights may.
 _SIZES: WeakKeyDictionary[nn.Module, dict[tuple, Cost]] = WeakKeyDictionary()
 
 
@@ -183,8 +184,6 @@ class Costs:
     target: Model
     context: int
     own_tokens: float = 1.0
-    _early: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _late: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def whole_source(self) -> Cost:
@@ -200,15 +199,11 @@ class Costs:
 
     def early(self, site: int) -> Cost:
         """The source's embedding and blocks before a site; of a composite, a site after its last seam."""
-        if site not in self._early:
-            self._early[site] = early(self.source, site, self.context)
-        return self._early[site]
+        return early(self.source, site, self.context)
 
     def late(self, site: int) -> Cost:
         """The target's blocks from a site on, its final norm and head."""
-        if site not in self._late:
-            self._late[site] = late(self.target, site, self.context)
-        return self._late[site]
+        return late(self.target, site, self.context)
 
     def halves(self, site: int, onto: int) -> Cost:
         """Both halves of a composite, without a translation."""

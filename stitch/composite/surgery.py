@@ -87,7 +87,7 @@ def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | 
         neurons = len(weight_of(model.down(early - 1)))
     except UsageError as cannot:
         return str(cannot)
-    needed = 6 * 8 * neurons**2  # moments of two splits, their eigenvectors, copies of both; float64
+    needed = 6 * 8 * neurons**2  # moments of two splits, a factor of one, copies of both; float64
     if needed > memory:
         return (
             f"memory must be at least {needed / 2**30:.1f} GiB for the moments of {neurons:,} neurons; got "

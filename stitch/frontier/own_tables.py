@@ -56,8 +56,13 @@ def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
         for share in SHARES:
             limit = replace(means.limit, bytes=int((1 + share) * kept))
             if limit.bytes < whole.cost.bytes:
-                yield within_bytes(model, site, tables, replace(means, limit=limit))
-        yield whole
+                yield _sized(within_bytes(model, site, tables, replace(means, limit=limit)), kept)
+        yield _sized(whole, kept)
+
+
+def _sized(one: Alternative, kept: int) -> Alternative:
+    """The alternative, with the size of its tables in what it is."""
+    return replace(one, made=f"{one.made} of {(one.cost.bytes - kept) / 1e6:.1f} MB")
 
 
 def _made(model: Model, site: int, means: Means) -> Alternative | None:

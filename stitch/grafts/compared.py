@@ -44,13 +44,16 @@ class PlannedGraft:
         prompts, shallow = self.chosen.other, self.chosen.shallow
         donor, alone, grafted = logits_of(self.donor.net), self._circuit_alone(), logits_of(host.net)
 
+        def trained(ids: Tensor) -> Tensor:
+            with as_trained(self.donor):  # the circuit alone, which rows are compared with, runs outside
+                return donor(ids)
+
         reference = Reference(alone, prompts)
 
         def row(name: str, logits: Logits) -> dict:
             return {**score(logits, prompts, reference=reference)[0], "name": name}
 
-        with as_trained(self.donor):
-            rows = [row("donor", donor)]
+        rows = [row("donor", trained)]
         if feature_blocks(self.donor):
             rows.append(row(WITH_FEATURES, donor))
         if shallow is not None:

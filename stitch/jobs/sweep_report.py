@@ -87,6 +87,9 @@ def _cell(
         "null": _numbers(found.nulls[cell.target, cell.j].scores),
         "rival": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=False),
         "rival_within_bytes": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=True),
+        "rival_without_tables": _best(
+            rows[chosen].scores, paid[chosen], [one for one in rivals if one.kind != "tables"], also_bytes=True
+        ),
     }
 
 

@@ -65,7 +65,8 @@ def from_cells(models: dict[Side, Model], found: ScoredCells, context: int) -> I
         if site:  # with all its blocks it is the whole model
             row = found.nulls[side, site]
             made = f"{models[side].name} from block {site} of {models[side].depth} on, which reads its embedding alone"
-            yield Rival(side, "no-source", made, costs[side].late(site) + row.seam, row.scores)
+            kept = costs[side].halves(0, site) if row.reads_embedding else costs[side].late(site)
+            yield Rival(side, "no-source", made, kept + row.seam, row.scores)
 
 
 def _without(model: Model, cell: Cell) -> str:

@@ -97,17 +97,19 @@ class Harvest:
 @dataclass(frozen=True)
 class CellRow:
     """One translation of a cell, or its null: scores by split, the translation's cost, the ridge strength λ, and the share of the
-    target's variance that the fit leaves unexplained."""
+    target's variance that the fit leaves unexplained. `reads_embedding`: whether tokens without a row need the source's."""
 
     scores: dict[str, Scores]
     seam: Cost
     strength: float
     unexplained: float
+    reads_embedding: bool
 
 
 @dataclass(frozen=True)
 class ScoredCells:
-    """Rows by cell and translation, and nulls by target and site, as these have no source."""
+    """Rows by cell and translation, and nulls by target and site: the target is its own source, of which the embedding alone is
+    read."""
 
     rows: dict[Cell, dict[str, CellRow]]
     nulls: dict[tuple[Side, int], CellRow]
@@ -163,7 +165,8 @@ def score_cells(
     On the split called `reference`, rows are also compared with the target's own logits (KL, top-1). `memory` is in bytes.
     Raises: UsageError when a single cell does not fit into `memory`.
     """
-    tables = _embeddings(models, fit.windows, held_out["sweep"].windows)
+    embeddings = _embeddings(models, cells, fit.windows, held_out["sweep"].windows)
+    tables = {f"embedding.{target}": given for (_, target), given in embeddings.items()}
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
     widths |= {name: given.table.shape[1] for name, given in tables.items()}
     # Equal for all groups, so that rounding does not depend on which cells share a group.
@@ -179,10 +182,12 @@ def score_cells(
             cells_here = [cell for cell in group if (cell.target, cell.j) == (target, site)]
             for part in _parts(cells_here, models, fit, held_out, memory // 4):
                 keys = [(cell, name) for cell in part for name in INPUTS]
-                null = None if (target, site) in nulls else (part[0], NULL)
-                fitted = {key: _fit(moments, tables, first, *key) for key in [*keys, *([null] if null else [])]}
+                null = Cell(target, site, target, site), NULL
+                if (target, site) not in nulls:
+                    keys.append(null)
+                fitted = {key: _fit(moments, embeddings, first, *key) for key in keys}
                 scored = _score(models, late, fitted, held_out, reference, memory)
-                if null:
+                if null in scored:
                     nulls[target, site] = scored.pop(null)
                 for (cell, name), row in scored.items():
                     rows.setdefault(cell, {})[name] = row
@@ -247,20 +252,23 @@ def _parts(
     cells: list[Cell], models: dict[Side, Model], fit: Harvest, held_out: dict[str, Harvest], budget: int
 ) -> Iterator[list[Cell]]:
     """The cells of one target in parts, each with held-out streams of at most `budget` bytes, or a single cell."""
-    source = models[cells[0].source]
+    width = max(models[cell.source].width for cell in cells)
     tokens = max(one.windows.tokens for one in held_out.values())
-    per_cell = 4 * tokens * source.width
+    per_cell = 4 * tokens * width
     size = max(1, budget // per_cell)
     for start in range(0, len(cells), size):
         yield cells[start : start + size]
 
 
-def _embeddings(models: dict[Side, Model], fit: Windows, held_out: Windows) -> dict[str, ByToken]:
-    """Each model's embeddings of the tokens that occur. In a cell of its blocks, the other model runs first."""
-    others: dict[Side, Side] = {"a": "b", "b": "a"}
+def _embeddings(
+    models: dict[Side, Model], cells: Sequence[Cell], fit: Windows, held_out: Windows
+) -> dict[tuple[Side, Side], ByToken]:
+    """The target's embeddings of the tokens that occur, by source and target: other tokens may need the source's embedding."""
+    pairs: set[tuple[Side, Side]] = {(cell.source, cell.target) for cell in cells}
+    pairs |= {(target, target) for _, target in pairs}
     return {
-        f"embedding.{side}": token_tables(models[others[side]], model, fit, held_out, None).input("embedding")
-        for side, model in models.items()
+        (source, target): token_tables(models[source], models[target], fit, held_out, None).input("embedding")
+        for source, target in sorted(pairs)
     }
 
 
@@ -281,7 +289,7 @@ def _chunks_with_progress(
 
 def _fit(
     moments: dict[str, Moments],
-    tables: dict[str, ByToken],
+    embeddings: dict[tuple[Side, Side], ByToken],
     first: Float[Tensor, " d"],
     cell: Cell,
     name: str,
@@ -291,7 +299,7 @@ def _fit(
     inputs = (embedding,) if name == NULL else tuple({"x": x, "embedding": embedding}[kind] for kind in INPUTS[name])
     found = ridge(moments["fit"], moments["sweep"], inputs, target=y)
     terms = [
-        Term(Residual(cell.i), weight.float()) if variable == x else tables[embedding].term(weight)
+        Term(Residual(cell.i), weight.float()) if variable == x else embeddings[cell.source, cell.target].term(weight)
         for variable, weight in found.weights.items()
     ]
     return Translation(name, tuple(terms), found.bias.float(), first), found
@@ -330,6 +338,7 @@ def _score(
             of_translation(translation, models[key[0].source], target, key[0].i),
             found.strength,
             found.unexplained,
+            any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms),
         )
         for key, (translation, found) in fitted.items()
     }

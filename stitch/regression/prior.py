@@ -1,7 +1,7 @@
 """Ridge regression that shrinks towards given weights instead of zero, such as those of an existing layer."""
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from operator import attrgetter
 
 import torch
@@ -35,8 +35,8 @@ def ridge_towards(
 ) -> Towards:
     """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`.
 
-    λ is relative to the mean eigenvalue of Σ uᵀu. It is searched downhill by decades, then by half decades, with a Cholesky factor
-    for each: of 8,192 neurons all of them take less than one eigendecomposition.
+    λ is relative to the mean eigenvalue of Σ uᵀu. It is searched downhill by decades, then by half decades (see `descend`), with
+    a Cholesky factor for each: of 8,192 neurons all of them take less than one eigendecomposition.
     Raises: StitchError where the target is zero on all held-out tokens, or rounding prevents every solution.
     Source: Hoerl & Kennard 1970, Technometrics 12, applied to y − u · prior.
     """
@@ -59,8 +59,8 @@ def ridge_towards(
         if failed:
             return _Attempt(inf, index, None)
         change = torch.cholesky_solve(rest, factor)
-        error = at_prior - 2 * (change * rest_held).sum() + (change * (gram_held @ change)).sum()
-        return _Attempt(float(error), index, change)
+        error = float(at_prior - 2 * (change * rest_held).sum() + (change * (gram_held @ change)).sum())
+        return _Attempt(error, index, change) if isfinite(error) else _Attempt(inf, index, None)
 
     best = descend(attempt, attrgetter("error"), start=FIRST, step=2, count=len(STRENGTHS))
     best = descend(attempt, attrgetter("error"), start=best.index, step=1, count=len(STRENGTHS), best=best)

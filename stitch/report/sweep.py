@@ -6,10 +6,6 @@ from stitch.evaluation.documents import phrase, warning
 from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 
-ALTERNATIVES = (
-    "Alternatives are made of one model alone: whole, with its first blocks as n-gram tables, without some of its blocks, or its "
-    "late blocks behind its embedding."
-)
 CHOSEN = "the chosen j of each i from 1"
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
@@ -46,8 +42,11 @@ def above(cell: dict) -> float:
 
 
 def better(cells: Sequence[dict], than: str) -> int:
-    """How many composites are better than `than`, "rival" or "rival_within_bytes": the paired interval is below zero."""
-    return sum(cell[than] is not None and cell[than]["above_high"] < 0 for cell in cells)
+    """How many composites are better than `than`, "rival" or "rival_within_bytes", by more than SAME and with a paired interval
+    below zero."""
+    return sum(
+        cell[than] is not None and cell[than]["above"] < -SAME and cell[than]["above_high"] < 0 for cell in cells
+    )
 
 
 def front_table(report: dict, cost: str) -> tuple[list[str], list[list[str]], str]:
@@ -88,7 +87,7 @@ def footnotes(report: dict) -> list[str]:
     return [
         f"{better(cells, 'rival')} of {len(cells)} composites are better than the best alternative with no more FLOPs, "
         f"{better(cells, 'rival_within_bytes')} better than the best with no more FLOPs and no more bytes: the paired 95 % "
-        f"interval is below zero. {ALTERNATIVES}",
+        f"interval is below zero. {_alternatives(report)}",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
         f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
@@ -100,6 +99,15 @@ def footnotes(report: dict) -> list[str]:
         *text_notes(report),
         *warning(report),
     ]
+
+
+def _alternatives(report: dict) -> str:
+    ways = ["whole", "with its first blocks as n-gram tables", "as late blocks behind its embedding"]
+    if any(
+        one["kind"] == "cut" for one in report["alternatives"]
+    ):  # where both models are the same, composites are these
+        ways.insert(2, "without some of its blocks")
+    return f"Alternatives are made of one model alone: {', '.join(ways[:-1])}, or {ways[-1]}."
 
 
 def described(point: dict, report: dict) -> str:

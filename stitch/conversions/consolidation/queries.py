@@ -130,7 +130,7 @@ def read_once(model: Model, document: Int[Tensor, " tokens"]) -> tuple[Float[Ten
 def can_be_repeated(cache: Any) -> bool:
     """Whether all that a cache holds can be copied for several texts.
 
-    States of linear attention cannot, and no cache that does not say what it holds, as those of encoders with a decoder.
+    States of linear attention cannot be copied, nor can a cache without `layers`, such as EncoderDecoderCache.
     """
     layers = getattr(cache, "layers", None) if isinstance(cache, Cache) else None
     return layers is not None and all(
