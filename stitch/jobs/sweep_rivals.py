@@ -1,4 +1,4 @@
-"""What the composites of a sweep must beat: models made of one of the two alone, by the same means."""
+"""What the composites of a sweep must beat: models made of one of the two alone, from the same text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
