@@ -113,6 +113,26 @@ def test_for_a_rotated_copy_the_affine_map_loses_nothing_at_the_same_layer(plant
         assert null.scores["report"].ce > own + 0.02
 
 
+@torch.no_grad()
+def test_a_cell_has_the_same_numbers_whatever_else_is_scored(planted, planted_windows, tmp_path):
+    """Workers of a cluster get some of the cells each. With this memory the fit is read in several chunks."""
+    sites: dict[Side, Sequence[int]] = {"a": [1, 2], "b": [1, 2]}
+    harvests = {
+        split: harvest_all(planted, found, sites, tmp_path / split, 2**26) for split, found in planted_windows.items()
+    }
+    held_out = {split: harvests[split] for split in ("sweep", "report")}
+    own = Cell("b", 1, "b", 2)
+
+    def scored(cells: list[Cell]):
+        return score_cells(planted, cells, harvests["fit"], held_out, reference=None, memory=2**25)
+
+    alone, beside = scored([own]), scored([Cell("a", 1, "b", 2), Cell("b", 2, "a", 1), own])
+    for one, other in (*zip(alone.rows[own].values(), beside.rows[own].values(), strict=True),
+                       (alone.nulls["b", 2], beside.nulls["b", 2])):  # fmt: skip
+        assert one.strength == other.strength
+        assert torch.equal(one.scores["report"].nats, other.scores["report"].nats)
+
+
 def test_for_a_rotated_copy_the_same_layer_is_chosen(planted, planted_windows, tmp_path):
     for layer in (1, 3, 5):
         choice = choose_layer(planted["a"], planted["b"], layer, planted_windows, tmp_path / "layer", memory=2**28)

@@ -17,7 +17,7 @@ from stitch.models.model import Model
 from stitch.text.windows import Windows
 from stitch.translation import look_ups
 from stitch.translation.module import embeddings_of, translation_module, unfolded_module
-from stitch.translation.token_tables import SMALL, TokenTables, token_tables
+from stitch.translation.token_tables import SMALL, TokenTables, _scale, token_tables
 from stitch.translation.types import Residual, Term, Token, Translation, merged
 from stitch.translation.unfolded import Unfolded
 
@@ -200,3 +200,11 @@ def test_tables_of_some_keys_add_up_with_tables_of_more():
     strange = Term(Token(0, torch.tensor([3])), more[:1])
     with pytest.raises(AssertionError, match="of the same text"):
         merged(Translation("sum", (terms[0], strange), torch.zeros(3)))
+
+
+def test_rows_that_an_embedding_does_more_to_than_scale_are_not_taken_for_scaled():
+    stored = tiny.noise(20, 8)
+    assert _scale(3 * stored, stored) == pytest.approx(3)
+    assert _scale((3 * stored).bfloat16().float(), stored) == pytest.approx(3, rel=1e-2)
+    assert _scale(torch.nn.functional.normalize(stored), stored) is None
+    assert _scale(tiny.noise(20, 9), stored) is None

@@ -221,6 +221,10 @@ class Costs:
         if translation.sites:
             return self.joined(site, onto, seam)
         reads_embedding = any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms)
+        return self.without_source(onto, seam, reads_embedding)
+
+    def without_source(self, onto: int, seam: Cost, reads_embedding: bool) -> Cost:
+        """A translation that costs `seam` and reads no stream, and the target's blocks from `onto` on."""
         return seam + (self.halves(0, onto) if reads_embedding else self.late(onto))
 
     def joined(self, site: int, onto: int, seam: Cost) -> Cost:

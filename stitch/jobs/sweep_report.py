@@ -10,7 +10,7 @@ from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
 from stitch.models.model import Model
 
-MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by rounding alone
+MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by rounding, unless tokens have no row
 
 
 def sweep_report(

@@ -65,8 +65,8 @@ def from_cells(models: dict[Side, Model], found: ScoredCells, context: int) -> I
         if site:  # with all its blocks it is the whole model
             row = found.nulls[side, site]
             made = f"{models[side].name} from block {site} of {models[side].depth} on, which reads its embedding alone"
-            kept = costs[side].halves(0, site) if row.reads_embedding else costs[side].late(site)
-            yield Rival(side, "no-source", made, kept + row.seam, row.scores)
+            cost = costs[side].without_source(site, row.seam, row.reads_embedding)
+            yield Rival(side, "no-source", made, cost, row.scores)
 
 
 def _without(model: Model, cell: Cell) -> str:

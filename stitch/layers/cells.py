@@ -5,7 +5,7 @@ both directions. Pairs whose sums exceed the memory budget together are divided 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -169,8 +169,9 @@ def score_cells(
     tables = {f"embedding.{target}": given for (_, target), given in embeddings.items()}
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
     widths |= {name: given.table.shape[1] for name, given in tables.items()}
-    # Equal for all groups, so that rounding does not depend on which cells share a group.
-    chunk = max(256, min(8192, memory // 8 // (12 * sum(widths.values()))))
+    # Whatever the cells, so that rounding does not depend on which of them share a group or a worker.
+    columns = sum(model.width * (model.depth + 2) for model in models.values())
+    chunk = max(256, min(8192, memory // 8 // (12 * columns)))
     rows: dict[Cell, dict[str, CellRow]] = {}
     nulls: dict[tuple[Side, int], CellRow] = {}
     for group in _groups_within(cells, widths, memory // 4):
@@ -263,13 +264,18 @@ def _parts(
 def _embeddings(
     models: dict[Side, Model], cells: Sequence[Cell], fit: Windows, held_out: Windows
 ) -> dict[tuple[Side, Side], ByToken]:
-    """The target's embeddings of the tokens that occur, by source and target: other tokens may need the source's embedding."""
+    """The target's embeddings of the tokens that occur, by source and target: other tokens may need the source's embedding.
+
+    Rows are kept once per target.
+    """
     pairs: set[tuple[Side, Side]] = {(cell.source, cell.target) for cell in cells}
     pairs |= {(target, target) for _, target in pairs}
-    return {
-        (source, target): token_tables(models[source], models[target], fit, held_out, None).input("embedding")
-        for source, target in sorted(pairs)
-    }
+    found: dict[tuple[Side, Side], ByToken] = {}
+    for source, target in sorted(pairs):
+        made = token_tables(models[source], models[target], fit, held_out, None).input("embedding")
+        same = next((one for (_, other), one in found.items() if other == target), made)
+        found[source, target] = replace(made, table=same.table, keys=same.keys)
+    return found
 
 
 def _rows(table: ByToken, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens d"]:

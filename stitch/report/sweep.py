@@ -86,8 +86,8 @@ def footnotes(report: dict) -> list[str]:
     beaten = sum(cell["null"]["ce"] - cell["translations"][cell["chosen"]]["ce"] > SAME for cell in cells)
     return [
         f"{better(cells, 'rival')} of {len(cells)} composites are better than the best alternative with no more FLOPs, "
-        f"{better(cells, 'rival_within_bytes')} better than the best with no more FLOPs and no more bytes: the paired 95 % "
-        f"interval is below zero. {_alternatives(report)}",
+        f"{better(cells, 'rival_within_bytes')} better than the best with no more FLOPs and no more bytes: by more than {SAME} "
+        f"nats, with the paired 95 % interval below zero. {_alternatives(report)}",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
         f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "

@@ -23,6 +23,7 @@ from stitch.translation.inputs import ByToken
 from stitch.translation.types import Fallback
 
 HELD_OUT = 8  # every 8th token chooses λ
+EXACT = 1e-2  # of the norm: rounding in bfloat16
 AT_ONCE = 8192  # tokens whose products are formed at a time
 SMALL = 16_384  # ids whose states are computed in seconds, whether they occur or not: then none needs a fall-back
 
@@ -91,8 +92,9 @@ def _fallbacks(
     held = holder.embedding.weight[ids.to(b.device)].float()
     fallbacks, unexplained = {}, {}
     for name, table in tables.items():
-        if name == "embedding" and holder.embedding.weight.data_ptr() == b.embedding.weight.data_ptr():
-            scale = float((table * held.to(table.device)).sum() / held.square().sum())
+        is_stored = name == "embedding" and holder.embedding.weight.data_ptr() == b.embedding.weight.data_ptr()
+        scale = _scale(table, held.to(table.device)) if is_stored else None
+        if scale is not None:
             weight, left = scale * torch.eye(held.shape[1] + 1, held.shape[1]), 0.0
         elif len(ids) < 2 * HELD_OUT:  # too few to fit anything
             weight, left = torch.cat([held.new_zeros(held.shape[1], table.shape[1]), table.mean(0)[None]]), 1.0
@@ -100,6 +102,14 @@ def _fallbacks(
             weight, left = _prediction(held.cpu(), table.cpu())
         fallbacks[name], unexplained[name] = Fallback(of, weight.float().cpu(), share), left
     return fallbacks, unexplained
+
+
+def _scale(table: Float[Tensor, "tokens d_out"], held: Float[Tensor, "tokens d_in"]) -> float | None:
+    """The number that the stored rows are multiplied by, None where that is not all that the embedding does."""
+    if table.shape != held.shape:
+        return None
+    scale = float((table * held).sum() / held.square().sum())
+    return scale if float((table - scale * held).norm()) <= EXACT * float(table.norm()) else None
 
 
 def _prediction(
