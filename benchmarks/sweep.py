@@ -32,7 +32,7 @@ def lines(report: dict) -> Iterator[dict]:
         blocks = report["depth"][cell["target"]] - cell["j"]  # of the target
         row = cell["translations"][cell["chosen"]]
         yield {
-            "part": "cell", "both": cell["i"] > 0 and blocks > 0, "whole": cell["j"] == 0,
+            "part": "cell", "both": cell["i"] > 0 and blocks > 0,
             **{key: cell[key] for key in ("source", "target", "i", "j", "chosen")},
             "name": f"{report['models'][cell['source']]}.{cell['i']} → {report['models'][cell['target']]}.{cell['j']}",
             **shortened(row), "null": round(cell["null"]["ce"], 4),

@@ -301,15 +301,7 @@ def test_probabilities_are_relative_to_the_options():
 
 def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatch: pytest.MonkeyPatch):
     asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
-    table = torch.randn(len(with_words()), 40, generator=torch.Generator().manual_seed(0))
-
-    def logits(ids: Tensor) -> Tensor:
-        passes.append(len(ids))
-        return table[ids] @ table.T / 20
-
-    def other(ids: Tensor) -> Tensor:
-        return table[ids] @ table.T / 10
-
+    logits, other = reading(passes, 1 / 20), reading([], 1 / 10)
     whole, apart = flat(answered(logits, asked.clean, asked)), score(logits, asked, None, Reference(other, asked))
     assert passes == [7, 7, 7]
     monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 3 * asked.clean.shape[1] + 1)
@@ -325,20 +317,23 @@ def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatc
 def test_a_reference_reads_its_prompts_once_unless_its_answers_take_too_much(kept, reads, monkeypatch):
     monkeypatch.setattr("stitch.circuits.score.KEPT", kept)
     asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
-    table = torch.randn(len(with_words()), 40, generator=torch.Generator().manual_seed(0))
-
-    def other(ids: Tensor) -> Tensor:
-        passes.append(len(ids))
-        return table[ids] @ table.T / 10
-
-    def logits(ids: Tensor) -> Tensor:
-        return table[ids] @ table.T / 20
-
+    logits, other = reading([], 1 / 20), reading(passes, 1 / 10)
     reference = Reference(other, asked)
     found = [score(logits, asked, None, reference)[0]["kl"] for _ in range(3)]
     assert len(passes) == reads and len({*found}) == 1
     expected, got = (each(asked.clean)[asked.asked].double().log_softmax(1) for each in (other, logits))
     assert found[0] == pytest.approx(float((expected.exp() * (expected - got)).sum() / asked.asked.sum()))
+
+
+def reading(passes: list[int], scale: float):
+    """Logits by token, times `scale`, that count the prompts of each pass."""
+    table = torch.randn(len(with_words()), 40, generator=torch.Generator().manual_seed(0))
+
+    def logits(ids: Tensor) -> Tensor:
+        passes.append(len(ids))
+        return table[ids] @ table.T * scale
+
+    return logits
 
 
 def flat(row: dict) -> dict:

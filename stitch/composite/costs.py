@@ -220,8 +220,7 @@ class Costs:
         seam = of_translation(translation, self.source, self.target, site)
         if translation.sites:
             return self.joined(site, onto, seam)
-        reads_embedding = any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms)
-        return self.without_source(onto, seam, reads_embedding)
+        return self.without_source(onto, seam, translation.reads_embedding)
 
     def without_source(self, onto: int, seam: Cost, reads_embedding: bool) -> Cost:
         """A translation that costs `seam` and reads no stream, and the target's blocks from `onto` on."""

@@ -1,6 +1,7 @@
 """report.json of a sweep: every composite, the best layers and the Pareto fronts, from scores and costs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores
@@ -10,6 +11,7 @@ from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
 from stitch.models.model import Model
 
+ANY = 2**62  # bytes
 MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by rounding, unless tokens have no row
 
 
@@ -85,10 +87,10 @@ def _cell(
         "chosen": chosen,
         "translations": translations,
         "null": _numbers(found.nulls[cell.target, cell.j].scores),
-        "rival": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=False),
-        "rival_within_bytes": _best(rows[chosen].scores, paid[chosen], rivals, also_bytes=True),
+        "rival": _best(rows[chosen].scores, replace(paid[chosen], bytes=ANY), rivals),
+        "rival_within_bytes": _best(rows[chosen].scores, paid[chosen], rivals),
         "rival_without_tables": _best(
-            rows[chosen].scores, paid[chosen], [one for one in rivals if one.kind != "tables"], also_bytes=True
+            rows[chosen].scores, paid[chosen], [one for one in rivals if one.kind != "tables"]
         ),
     }
 
@@ -101,12 +103,12 @@ def _numbers(scores: dict[str, Scores]) -> dict:
     return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
 
 
-def _best(scores: dict[str, Scores], cost: Cost, rivals: Sequence[Rival], *, also_bytes: bool) -> dict | None:
+def _best(scores: dict[str, Scores], cost: Cost, rivals: Sequence[Rival]) -> dict | None:
     """The alternative within `cost` that is best on the sweep split, and how far `scores` are above it, with the paired interval.
 
     None where all cost more.
     """
-    affordable = [one for one in rivals if one.within(cost, also_bytes=also_bytes)]
+    affordable = [one for one in rivals if one.cost.within(cost)]
     if not affordable:
         return None
     best = min(affordable, key=lambda one: one.scores["sweep"].ce)

@@ -26,10 +26,6 @@ class Rival:
     cost: Cost
     scores: dict[str, Scores]
 
-    def within(self, cost: Cost, *, also_bytes: bool) -> bool:
-        """Whether it takes no more FLOPs, and no more bytes where `also_bytes`."""
-        return self.cost.within(cost) if also_bytes else self.cost.flops <= cost.flops * (1 + 1e-9)
-
 
 def own_cells(models: dict[Side, Model]) -> list[Cell]:
     """Each model joined to itself with blocks left out: what a composite of both does, without the other. None where both are

@@ -344,7 +344,7 @@ def _score(
             of_translation(translation, models[key[0].source], target, key[0].i),
             found.strength,
             found.unexplained,
-            any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms),
+            translation.reads_embedding,
         )
         for key, (translation, found) in fitted.items()
     }

@@ -103,9 +103,8 @@ def footnotes(report: dict) -> list[str]:
 
 def _alternatives(report: dict) -> str:
     ways = ["whole", "with its first blocks as n-gram tables", "as late blocks behind its embedding"]
-    if any(
-        one["kind"] == "cut" for one in report["alternatives"]
-    ):  # where both models are the same, composites are these
+    # Where both models are the same, the composites are these.
+    if any(one["kind"] == "cut" for one in report["alternatives"]):
         ways.insert(2, "without some of its blocks")
     return f"Alternatives are made of one model alone: {', '.join(ways[:-1])}, or {ways[-1]}."
 

@@ -153,6 +153,11 @@ class Translation:
         return {term.input.site for term in self.terms if isinstance(term.input, (Residual, Routed, Codes))}
 
     @property
+    def reads_embedding(self) -> bool:
+        """Whether a fall-back reads A's embedding."""
+        return any(term.fallback is not None and term.fallback.of == "a" for term in self.terms)
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply–adds per token: products with weights and encoders. Looking up a row or a matrix counts as 0.
 
