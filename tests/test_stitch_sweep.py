@@ -24,6 +24,7 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
 from stitch.jobs.sweep import all_cells, sweep
 from stitch.jobs.sweep_folder import write_sweep
+from stitch.layers import cells as cells_module
 from stitch.layers.cells import Cell, Side, _groups_within, harvest_all, needed_products, score_cells
 from stitch.layers.choose import choose_layer
 from stitch.models.loading import load
@@ -114,8 +115,10 @@ def test_for_a_rotated_copy_the_affine_map_loses_nothing_at_the_same_layer(plant
 
 
 @torch.no_grad()
-def test_a_cell_has_the_same_numbers_whatever_else_is_scored(planted, planted_windows, tmp_path):
-    """Workers of a cluster get some of the cells each. With this memory the fit is read in several chunks."""
+def test_a_cell_has_the_same_numbers_whatever_else_is_scored(planted, planted_windows, tmp_path, monkeypatch):
+    """Workers of a cluster get some of the cells each. Sums over chunks of another size differ in their last bits."""
+    moments, chunks = cells_module._moments, []
+    monkeypatch.setattr(cells_module, "_moments", lambda *given: chunks.append(given[3]) or moments(*given))
     sites: dict[Side, Sequence[int]] = {"a": [1, 2], "b": [1, 2]}
     harvests = {
         split: harvest_all(planted, found, sites, tmp_path / split, 2**26) for split, found in planted_windows.items()
@@ -131,6 +134,7 @@ def test_a_cell_has_the_same_numbers_whatever_else_is_scored(planted, planted_wi
                        (alone.nulls["b", 2], beside.nulls["b", 2])):  # fmt: skip
         assert one.strength == other.strength
         assert torch.equal(one.scores["report"].nats, other.scores["report"].nats)
+    assert len({*chunks}) == 1 and chunks[0] < planted_windows["fit"].tokens
 
 
 def test_for_a_rotated_copy_the_same_layer_is_chosen(planted, planted_windows, tmp_path):
