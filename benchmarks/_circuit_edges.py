@@ -23,7 +23,7 @@ from _circuit_peers import FACTOR, TEMPERATURE, divided_gates, frozen_norms, tem
 from torch import Tensor, nn
 
 from stitch.circuits.attribution import STEPS
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.score import PROMPTS_AT_ONCE, log_probabilities
 from stitch.models.model import Model
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stitch.circuits.attribution import STEPS, InputPath, Outputs, attribute, integrated
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components, Place, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, TOKENS_AT_ONCE, logits_of, sums_of
 from stitch.internals.attention import Attended, attending

@@ -28,7 +28,8 @@ from _circuit_edges import EDGE_METHODS, edges, split_pass
 from _circuit_peers import METHODS, ON_FEW, Scores, outputs_of, random_scores
 from torch import Tensor
 
-from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
+from stitch.circuits.behaviours.named import BEHAVIOURS, make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components, replaced
 from stitch.circuits.find import LEAST
 from stitch.circuits.score import TOKENS_AT_ONCE, logits_of, share_right, sums_of

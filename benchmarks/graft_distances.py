@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import replaced
 from stitch.circuits.find import ChosenCircuit, choose_on, mean_outputs
 from stitch.circuits.score import DISTANCES, Logits, logits_of, share_right, sums_of

@@ -22,7 +22,7 @@ from _learning import tokens_to
 from _lines import read
 from torch import nn
 
-from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.behaviours.named import make_prompts
 from stitch.circuits.find import choose_circuit
 from stitch.circuits.score import answered
 from stitch.demo.recipe import RECIPES

@@ -40,7 +40,7 @@ from _cache_settings import PEERS, Loss, tuned
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.score import answered, logits_of, share_right, sums_of
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes

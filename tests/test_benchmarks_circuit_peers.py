@@ -23,7 +23,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.edges import direct_effects
 from stitch.circuits.score import logits_of, sums_of
 from stitch.models.anatomy import Anatomy

@@ -12,7 +12,7 @@ import cli
 import stitch
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.behaviours.named import make_prompts
 from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, places, replaced, watched
 from stitch.circuits.find import find_circuit, mean_outputs

@@ -9,7 +9,8 @@ import composites
 import planted
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Component, Components, separated, watched
 from stitch.circuits.edges import ANSWERS, MOST, TOKENS, circuit_edges, contributions, direct_effects, name_of
 from stitch.circuits.find import find_circuit

@@ -14,7 +14,8 @@ import planted
 import tiny
 from graph_format import check_format
 from stitch.circuits import prompt_graph as graphs
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components
 from stitch.circuits.edges import contributions, direct_effects
 from stitch.circuits.graph_json import graph_place, write_graph

@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, make_prompts
-from stitch.circuits.bracket_text import KINDS, closed_brackets
+from stitch.circuits.behaviours.bracket_text import KINDS, closed_brackets
+from stitch.circuits.behaviours.brackets import MARKS
+from stitch.circuits.behaviours.named import BEHAVIOURS, make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.score import Reference, answered, score
 from stitch.errors import StitchError, UsageError
 from stitch.text.documents import read, select
@@ -24,7 +26,7 @@ from stitch.text.documents import read, select
 @functools.cache
 def with_words() -> PreTrainedTokenizerFast:
     """Words that start with a space, brackets, and 200 other tokens."""
-    words = ["Ġone", "Ġtwo", "Ġthree", *sorted(set("".join(BRACKETS))), *(f"t{index}" for index in range(200))]
+    words = ["Ġone", "Ġtwo", "Ġthree", *sorted(set("".join(MARKS))), *(f"t{index}" for index in range(200))]
     vocabulary = {token: index for index, token in enumerate(["<s>", "<unk>", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -46,7 +48,7 @@ def itself_if_the_last_one_came_twice(ids: list[int]) -> int:
 
 def closing(ids: list[int]) -> int:
     tokenizer, open_marks = with_words(), []
-    closers = {pair[0]: pair[1] for pair in BRACKETS}
+    closers = {pair[0]: pair[1] for pair in MARKS}
     for token in tokenizer.convert_ids_to_tokens(ids):
         if open_marks and token == closers[open_marks[-1]]:
             open_marks.pop()
@@ -123,7 +125,7 @@ def test_resampled_tokens_bound_the_accuracy_of_a_rule_that_looks_one_token_back
         return ids[places[0] + 1] if places else what_followed_most(ids)
 
     assert score(following(two_back), asked)[0]["right"] > asked.order_one + 0.1
-    assert set(RULES) | {"iid-induction", "natural-copying", "natural-brackets"} == set(BEHAVIOURS)
+    assert set(RULES) | {"iid-induction", "natural-ngram", "natural-copying", "natural-brackets"} == set(BEHAVIOURS)
 
 
 @pytest.mark.parametrize("behaviour", RULES)
@@ -219,6 +221,25 @@ def test_passages_of_held_out_text_stand_twice(text: str):
         assert {tuple(row) for row in of.clean[first::2, 1:61].tolist()} <= starts[split]
     with pytest.raises(UsageError, match=r"split .* at least 201 documents of 80 tokens; .* lower `count`"):
         make_prompts("natural-copying", with_words(), count=400, text=text)
+
+
+def test_the_last_token_of_a_usual_n_gram_in_held_out_text_is_asked_for(text: str):
+    of = make_prompts("natural-ngram", with_words(), count=40, text=text)
+    found, corrupt = score(following(next_in_the_text), of)
+    assert (found["right"], corrupt["right"]) == (1.0, 0.0)
+    assert of.clean.shape == (40, 97) and of.asked.nonzero()[:, 1].tolist() == [96] * 40
+    assert torch.equal((of.clean != of.corrupt).nonzero(), torch.tensor([[row, 95] for row in range(40)]))
+    assert of.answers[:, -1].unique(return_counts=True)[1].max() <= 2  # 40 kinds of n-gram, by turns
+    texts = {
+        split: [with_words().encode(one, add_special_tokens=False) for _, one in select(read(text), split)]
+        for split in ("sweep", "report")
+    }
+    asked = [[*row[1:], answer] for row, answer in zip(of.clean.tolist(), of.answers[:, -1].tolist(), strict=True)]
+    for split, first in (("sweep", 0), ("report", 1)):
+        for row in asked[first::2]:
+            assert any(one[at : at + 97] == row for one in texts[split] for at in range(len(one) - 96))
+    with pytest.raises(UsageError, match=r"at least 200 documents with an n-gram that occurs often .* lower `count`"):
+        make_prompts("natural-ngram", with_words(), count=400, text=text)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from jobs import write_text
-from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.behaviours.named import make_prompts
 
 RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
 

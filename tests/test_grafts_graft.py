@@ -15,7 +15,7 @@ import cli
 import planted
 import tiny
 from graph_format import check_format
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components, replaced
 from stitch.circuits.find import choose_circuit, mean_outputs
 from stitch.circuits.score import score_model

@@ -11,7 +11,8 @@ import torch
 
 import planted
 import tiny
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components
 from stitch.circuits.find import choose_circuit
 from stitch.circuits.score import answered

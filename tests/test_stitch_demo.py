@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.behaviours.named import make_prompts
 from stitch.circuits.score import logits_of, score
 from stitch.demo import train as training
 from stitch.demo.batches import batch_indices, repeated

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Place, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, log_probabilities
 from stitch.errors import UsageError

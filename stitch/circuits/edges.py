@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import STEPS
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Component, Components, Place, separated, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, log_probabilities, logits_of
 from stitch.models.model import Model

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import attribute, looks_up_ids
-from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts, require_room
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts, require_room
+from stitch.circuits.behaviours.sampler import LONGEST
 from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, Place, check_located, replaced, watched
 from stitch.circuits.edges import circuit_edges, name_of

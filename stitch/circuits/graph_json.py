@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import STEPS
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Component, Components, Place, watched
 from stitch.circuits.edges import METHOD, name_of
 from stitch.circuits.prompt_graph import LINK_SHARE, NODE_SHARE, PromptGraph, prompt_graph

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Component, Components
 from stitch.circuits.edges import Target, contributions, difference, direct_effects
 from stitch.circuits.score import log_probabilities

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts, require_room
+from stitch.circuits.behaviours.named import make_prompts
+from stitch.circuits.behaviours.prompts import Prompts, require_room
+from stitch.circuits.behaviours.sampler import LONGEST
 from stitch.errors import StitchError
 from stitch.evaluation.intervals import ratio_interval
 from stitch.models.device import torch_device, torch_dtype

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.attribution import InputPath, OutputsAndLogits, integrated
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Place
 from stitch.circuits.find import first_components, ranked, smallest
 from stitch.circuits.score import answered

@@ -126,7 +126,7 @@ def graft(
             "Text",
             "--text",
             "SOURCE",
-            "Text that `ngram` counts n-grams in and `natural-copying` and `natural-brackets` take passages from, and that a "
+            "Text that `ngram` counts n-grams in and `natural-…` behaviours take passages from, and that a "
             f"trained host is evaluated on: {o.SOURCES}.",
         ),
     ] = "docs",

@@ -76,8 +76,8 @@ BEHAVIOUR = option(
     "Input",
     "--behaviour",
     "NAME|FILE",
-    "Behaviour to score: induction, iid-induction, previous-token, duplicate-token, brackets, ngram, natural-copying, "
-    "natural-brackets, or a .jsonl file whose lines have the fields clean, corrupt and answer.",
+    "Behaviour to score: induction, iid-induction, previous-token, duplicate-token, brackets, ngram, natural-ngram, "
+    "natural-copying, natural-brackets, or a .jsonl file whose lines have the fields clean, corrupt and answer.",
     "cross-entropy on text is measured instead",
 )
 Behaviour = Annotated[str, BEHAVIOUR]
@@ -114,7 +114,7 @@ BehaviourText = Annotated[
         "Text",
         "--text",
         "SOURCE",
-        f"Text that `ngram` counts n-grams in and `natural-copying` and `natural-brackets` take passages from: {SOURCES}.",
+        f"Text that `ngram` counts n-grams in and `natural-…` behaviours take passages from: {SOURCES}.",
     ),
 ]
 FitTokens = Annotated[int, fit_tokens()]

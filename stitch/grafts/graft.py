@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.circuit_file import read_arrangement
 from stitch.circuits.find import ChosenCircuit, choose_circuit
 from stitch.composite.donor_code import save_net

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.components import Components, Place, replaced
 from stitch.circuits.reads import ReadMap
 from stitch.circuits.shallow import Arrangement, ShallowModel

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
+from stitch.circuits.behaviours.named import BEHAVIOURS, OF_TEXT, make_prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.find import LEAST, ChosenCircuit
 from stitch.circuits.score import answered
 from stitch.circuits.shallow import Arrangement, token_tables, with_reads
@@ -61,7 +62,7 @@ def rearranged_circuit(
 
 def _prompts_for_reads(donor: Model, behaviour: str, chosen: ChosenCircuit, seed: int, text: str) -> Prompts:
     """New prompts where they can be made at will; those from text or a file are few, so those chosen on are used again."""
-    if behaviour in BEHAVIOURS and behaviour not in ("ngram", "natural-copying", "natural-brackets"):
+    if behaviour in BEHAVIOURS and behaviour not in OF_TEXT:
         longest = chosen.first.clean.shape[1]
         return make_prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, longest=longest, text=text)
     return chosen.first

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.recurrence import work

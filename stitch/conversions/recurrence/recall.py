@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from stitch.circuits.behaviours import Prompts
+from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.score import answered
 from stitch.text.tokenizers import bos_of
 

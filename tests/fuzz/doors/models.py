@@ -187,7 +187,7 @@ def documents_of(content: bytes) -> list[Any]:
 
 
 def prompts(path: Path) -> Any:
-    from stitch.circuits.behaviours import make_prompts
+    from stitch.circuits.behaviours.named import make_prompts
 
     return make_prompts(str(path), pico().tokenizer)
 
