@@ -45,6 +45,7 @@ def test_a_page_has_a_question_an_answer_a_command_and_limits(page: Path):
     assert "\n" not in answer and re.search(r"\d", answer) and answer.endswith("."), (
         f"{page.name}: no answer in one line"
     )
+    assert len(answer.split()) <= 48, f"{page.name}: keep the answer short, and put its numbers into the next paragraph"
     assert re.search(r"^## Rerun\n\n.+^## Limits\n\n.+", rest, re.MULTILINE | re.DOTALL), (
         f"{page.name}: a part is missing"
     )
