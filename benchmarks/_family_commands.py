@@ -56,7 +56,7 @@ HOST = dict(
 CIRCUIT = {"heads": {"1": [0]}, "neurons": {"2": [0, 1]}}
 # Where commands load models. Here they get one that is loaded already.
 LOADERS = (
-    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.graft", "stitch.jobs.stages", "stitch.jobs.chain",
+    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.graft", "stitch.jobs.pair.models", "stitch.jobs.chain",
     "stitch.conversions.retokenization.request",
 )  # fmt: skip
 # Less work than commands do for their users. That they run at all does not depend on it.
@@ -69,7 +69,7 @@ READERS = (
 LESS: dict[str, int] = {
     **{f"{place}.LEAST_TOKENS": TOKENS for place in READERS}, "stitch.conversions.donor.LONGEST_CONTEXT": LONGEST,
     "stitch.conversions.recurrence.recall.TOKENS": 256, "stitch.jobs.other_ranges.DRAWS": 1,
-    "stitch.jobs.stages.LEAST_HELD_OUT": 8,
+    "stitch.jobs.pair.text.LEAST_HELD_OUT": 8,
 }  # fmt: skip
 EDITS = ("converted", "baseline:closed form")  # of the eight that `convert consolidate` compares
 

@@ -16,7 +16,11 @@ from stitch.evaluation import scoring
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.features.saes import SAEs
-from stitch.jobs import stages
+from stitch.jobs.pair.features import train_pair
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.streams import harvest_pair
+from stitch.jobs.pair.text import read_windows
 from stitch.models.model import Model
 from stitch.regression.moments import Variable, accumulate
 from stitch.regression.ridge import ridge
@@ -92,10 +96,10 @@ def trained_saes(seed: int, work: Path) -> dict[str, Path]:
     folders = {a_name: place / "sae-a", b_name: place / "sae-b"}
     if not all(folder.exists() for folder in folders.values()):
         settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=1_000_000, held_out=16_384, seed=seed)
-        a, b, sources = stages.load_pair(settings)
-        settings = stages.complete(settings, a, b)
+        a, b, sources = load_pair(settings)
+        settings = complete(settings, a, b)
         paired = _harvest(settings, a, b, work / "for-saes")
-        stages.train_pair(settings, a, b, paired, place, sources)
+        train_pair(settings, a, b, paired, place, sources)
     return folders
 
 
@@ -107,16 +111,16 @@ def prepare(direction: str, *, seed: int, tokens: int, held_out: int, work: Path
         model_a=a_name, model_b=b_name, layer=layer, tokens=tokens, held_out=held_out, seed=seed,
         sae_a=str(folders[a_name]), sae_b=str(folders[b_name]),
     )  # fmt: skip
-    a, b, sources = stages.load_pair(settings)
-    settings = stages.complete(settings, a, b)
+    a, b, sources = load_pair(settings)
+    settings = complete(settings, a, b)
     paired = _harvest(settings, a, b, work / f"{direction}-{tokens}-{held_out}")
-    saes = stages.train_pair(settings, a, b, paired, work, sources)
+    saes = train_pair(settings, a, b, paired, work, sources)
     return Pair(settings, a, b, paired, saes)
 
 
 def _harvest(settings: CompleteSettings, a: Model, b: Model, folder: Path) -> dict[Split, Paired]:
-    windows = stages.read_windows(settings, a, b)
-    return {split: stages.harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
+    windows = read_windows(settings, a, b)
+    return {split: harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
 
 
 def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:

@@ -12,7 +12,10 @@ from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
 from stitch.evaluation.unseen import with_mean_rows
-from stitch.jobs.stages import complete, harvest_pair, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.streams import harvest_pair
+from stitch.jobs.pair.text import read_windows
 from stitch.text.windows import Windows
 from stitch.translation.available import free_inputs
 from stitch.translation.fit import Evidence, Options, translate

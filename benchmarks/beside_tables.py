@@ -36,7 +36,9 @@ from stitch.conversions.ngrams.late import LateBlocks
 from stitch.evaluation.scores import Batch, Logits, Scores, evaluate, whole_model
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import fitted_tables
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.models.model import Model
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import Ridge, ridge

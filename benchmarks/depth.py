@@ -39,7 +39,9 @@ from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.ngrams.size import bytes_of, bytes_replaced, packed
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.layers.depth import BRIDGED, PLAIN, from_shared, score_depth, splices
 from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split

@@ -15,7 +15,8 @@ import torch
 
 from stitch.activations.harvest import TOKENS_AT_ONCE, harvest
 from stitch.config import Settings
-from stitch.jobs import stages
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.text import read_windows
 from stitch.models.model import Model
 from stitch.text.windows import Windows
 
@@ -46,8 +47,8 @@ def main() -> None:
     settings = Settings(
         model_a=given.model, model_b=given.model, layer=1, tokens=given.tokens, held_out=1024, context=given.context
     )
-    model, _, _ = stages.load_pair(settings)
-    windows = stages.read_windows(settings, model, model)["fit"]
+    model, _, _ = load_pair(settings)
+    windows = read_windows(settings, model, model)["fit"]
     net, last = model.net.base_model, max(given.sites)
     batch = max(1, TOKENS_AT_ONCE[model.device.type] // given.context)
     found: dict[str, list[float]] = {"bare": [], "harvest": []}

@@ -21,17 +21,21 @@ def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
     """Writes both models' codes of the fit split to work/codes, a file per shard. Returns the quality of the SAEs."""
     from stitch.config import Settings
     from stitch.features.codes import code_stream
-    from stitch.jobs import stages
+    from stitch.jobs.pair.features import chunk_tokens, train_pair
+    from stitch.jobs.pair.models import load_pair
+    from stitch.jobs.pair.settings import complete
+    from stitch.jobs.pair.streams import harvest_pair
+    from stitch.jobs.pair.text import read_windows
 
     settings = Settings(
         model_a="demo:gpt2", model_b="demo:llama", layer=3, features=features, tokens=tokens, held_out=16_384, sae_passes=passes
     )  # fmt: skip
-    a, b, sources = stages.load_pair(settings)
-    settings = stages.complete(settings, a, b)
-    windows = stages.read_windows(settings, a, b)
-    paired = {split: stages.harvest_pair(settings, a, b, windows[split], work / split) for split in ("fit", "sweep")}
-    saes = stages.train_pair(settings, a, b, paired, work, sources)
-    chunk = stages.chunk_tokens(settings, saes.a, saes.b)
+    a, b, sources = load_pair(settings)
+    settings = complete(settings, a, b)
+    windows = read_windows(settings, a, b)
+    paired = {split: harvest_pair(settings, a, b, windows[split], work / split) for split in ("fit", "sweep")}
+    saes = train_pair(settings, a, b, paired, work, sources)
+    chunk = chunk_tokens(settings, saes.a, saes.b)
     for _ in code_stream(paired["fit"], saes.a, saes.b, chunk=chunk, folder=work / "codes")():
         pass
     qualities = {"a": saes.quality_a, "b": saes.quality_b}

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from _pair import prepare, print_lines, row
 
-from stitch.jobs import stages
+from stitch.jobs.pair.features import match_pair
+from stitch.jobs.pair.streams import harvest_pair
+from stitch.jobs.pair.translations import states_of_tokens, translate_pair
 from stitch.text.document import Document
 from stitch.text.windows import sample
 
@@ -90,15 +92,15 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts
     pair = prepare(direction, seed=seed, tokens=tokens, held_out=held_out, work=work)
     settings, fit = pair.settings, pair.paired["fit"]
     folder = work / f"{direction}-{tokens}-{held_out}"
-    matching = stages.match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
-    tables = stages.states_of_tokens(pair.a, pair.b, pair.paired)
-    fitted = stages.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching, tables)
+    matching = match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
+    tables = states_of_tokens(pair.a, pair.b, pair.paired)
+    fitted = translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching, tables)
     rows = {name: (fitted.translations | fitted.nulls)[name] for name in ROWS}
     found = {"docstrings": pair.paired["report"]}
     assert settings.context is not None
     for kind, read in texts.items():
         windows = sample(read, pair.b.tokenizer, settings.context, held_out)
-        found[kind] = stages.harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
+        found[kind] = harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
     results = {}
     for kind, paired in found.items():
         scores = pair.scores(rows, paired)

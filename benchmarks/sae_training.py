@@ -31,7 +31,8 @@ from sae.trainer import SAMPLE_BATCHES, train_sites
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import Paired, pair, without_sinks
 from stitch.config import Settings
-from stitch.jobs import stages
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.text import read_windows
 from stitch.models.model import Model
 from stitch.text.windows import Windows
 
@@ -41,8 +42,8 @@ def prepared(given: argparse.Namespace) -> tuple[Model, dict[str, Windows], SAEC
         model_a=given.model, model_b=given.model, layer=given.sites[0], layer_b=given.sites[-1], tokens=given.tokens,
         held_out=given.held_out, context=256,
     )  # fmt: skip
-    a, b, _ = stages.load_pair(settings)
-    windows = {str(split): found for split, found in stages.read_windows(settings, a, b).items()}
+    a, b, _ = load_pair(settings)
+    windows = {str(split): found for split, found in read_windows(settings, a, b).items()}
     batch = 2048
     steps = int(given.passes * windows["fit"].tokens) // batch
     return a, windows, SAEConfig(features=given.features, steps=steps, batch_size=batch)

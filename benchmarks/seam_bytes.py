@@ -23,7 +23,11 @@ from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.scoring import choose, stage
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import first_site_within, fitted_tables, within_bytes
-from stitch.jobs.stages import complete, harvest_pair, load_pair, pack_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.streams import harvest_pair
+from stitch.jobs.pair.text import read_windows
+from stitch.jobs.pair.translations import pack_pair
 from stitch.models.model import Model
 from stitch.text.documents import Split
 from stitch.translation import rows as registry

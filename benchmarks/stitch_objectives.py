@@ -39,7 +39,9 @@ from stitch.composite.costs import Costs
 from stitch.config import Settings
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
 from stitch.frontier.untrained import untrained
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.regression.ridge import Ridge

@@ -46,7 +46,8 @@ from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.features.saes import place_of
 from stitch.files.job import Clock
-from stitch.jobs import stages
+from stitch.jobs.pair.models import load_any_pair
+from stitch.jobs.pair.settings import complete
 from stitch.jobs.transfer_sites import read_sites
 from stitch.models.loading import load as load_model
 from stitch.models.model import Model
@@ -125,9 +126,9 @@ def saes_of(direction: str, given: argparse.Namespace) -> tuple[Path, Path]:
 
 def natives(settings: Settings, carried_sae: Path, sae_b: Path, given: argparse.Namespace) -> dict:
     """Cross-entropy of B behind the carried SAE and behind SAEs trained on B, as streams are and with standardised channels."""
-    a, b, _ = stages.load_any_pair(settings)
+    a, b, _ = load_any_pair(settings)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
-        sites = read_sites(stages.complete(settings, a, b), a, b, Path(folder), Clock())
+        sites = read_sites(complete(settings, a, b), a, b, Path(folder), Clock())
         x, y = torch.cat([*sites.own_stream_b("fit")]), site_streams(b, sites.settings.layer_b, given)
         rows = {
             "transferred": to_dictionary(load(carried_sae)),
@@ -173,8 +174,8 @@ def warm_start(settings: Settings, sae_a: Path, carried_sae: Path, work: Path) -
 
     `carried_sae` is the transferred form of `sae_a`; nulls are that SAE through a random map and through a Procrustes map.
     """
-    a, b, _ = stages.load_any_pair(settings)
-    sites = read_sites(stages.complete(settings, a, b), a, b, work, Clock())
+    a, b, _ = load_any_pair(settings)
+    sites = read_sites(complete(settings, a, b), a, b, work, Clock())
     fit = sites.own_b["fit"]
     carried = load(carried_sae)
     x = torch.cat([*sites.own_stream_b("report")])

@@ -25,7 +25,9 @@ from torch import Tensor
 from stitch.config import Settings
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.internals import weights
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.models.model import Model
 from stitch.models.module_inputs import module_inputs
 from stitch.text.documents import Split

@@ -28,12 +28,13 @@ def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
         when a code is NaN or infinite.
     """
     pending: list[tuple[sp.csr_array, sp.csr_array]] = []
-    waiting = 0
+    waiting, tokens_seen = 0, 0
     widths = None
     for number, (a, b) in enumerate(batches()):
         widths = widths or (a.shape[1], b.shape[1])
         _check(a, b, widths, number)
         start, tokens = 0, a.shape[0]
+        tokens_seen += tokens
         while waiting + tokens - start >= SEGMENT:
             stop = start + SEGMENT - waiting
             yield _joined([*pending, (_cut(a, start, stop), _cut(b, start, stop))])
@@ -43,8 +44,8 @@ def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
             waiting += tokens - start
     if waiting:
         yield _joined(pending)
-    elif widths is None:
-        raise MatchError("matching needs at least one batch of codes; got an empty stream. Check the text.")
+    elif not tokens_seen:
+        raise MatchError("matching needs the codes of at least one token; got an empty stream. Check the text.")
 
 
 def _check(a: Codes, b: Codes, widths: tuple[int, int], number: int) -> None:

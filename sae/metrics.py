@@ -58,6 +58,8 @@ class _Sums:
     def add(self, batch: Float[Tensor, "_ d"]) -> None:
         if batch.shape[-1] != self.width:
             raise SAEError(f"activations must have the SAE's width {self.width}; got {batch.shape[-1]}.")
+        if not len(batch):
+            return
         x = batch.to(self.device)
         codes = self.dictionary.encode(x)
         residual = x.double() - self.dictionary.decode(codes).double()

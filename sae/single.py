@@ -29,10 +29,10 @@ def train(
     It is an SAE for inference, what `sae.save` and its `save_model` write and SAELens loads: batchtopk and matryoshka are
     JumpReLU by then, whose codes of a token do not depend on the others.
 
-    `features` is by default 8 per dimension, or half the number of tokens if that is less; `k` are active per token. Tokens are
-    shuffled anew in each of `passes` passes; `batch_size` is 256, or 1,024 from 65,536 tokens on. `lr` None is the scaling law
-    of Gao et al. 2024, arXiv 2406.04093. The input's normalisation is folded into the weights, so that the SAE reads
-    activations as they are. The same arguments give the same SAE. `progress` is called as by `train_sites`.
+    `features` is by default 8 per dimension, or half the number of tokens if that is less, but never fewer than the width; `k`
+    are active per token. Tokens are shuffled anew in each of `passes` passes; `batch_size` is 256, or 1,024 from 65,536 tokens
+    on. `lr` None is the scaling law of Gao et al. 2024, arXiv 2406.04093. The input's normalisation is folded into the weights,
+    so that the SAE reads activations as they are. The same arguments give the same SAE. `progress` is called as by `train_sites`.
 
     Raises: SAEError for another shape, fewer tokens than one batch, values that are not finite, or a config out of range.
 
@@ -51,13 +51,16 @@ def train(
     if x.ndim != 2 or not x.is_floating_point():
         raise SAEError(f"activations must be floats [tokens, width]; got {x.dtype} of shape {tuple(x.shape)}.")
     tokens, width = x.shape
-    size = batch_size or batch_size_for(tokens)
+    size = batch_size_for(tokens) if batch_size is None else batch_size
+    if size < 1 or passes <= 0:
+        raise SAEError(f"`batch_size` and `passes` must be positive; got {size} and {passes}.")
     if tokens < size:
         raise SAEError(
             f"activations must fill a batch of {size} tokens; got {tokens}. Give more or lower `batch_size`."
         )
+    features = default_features(width, tokens) if features is None else features
     config = SAEConfig(
-        architecture=architecture, features=features or default_features(width, tokens), k=k, lr=lr, seed=seed,
+        architecture=architecture, features=features, k=k, lr=lr, seed=seed,
         steps=steps_for(tokens, passes, size), batch_size=size,
     )  # fmt: skip
     per_pass = tokens // size

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from sae.types import Dictionary
 from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.find import find_circuit
 from stitch.circuits.report import footnotes
@@ -21,7 +22,7 @@ from stitch.errors import UsageError
 from stitch.grafts import neurons
 from stitch.grafts.graft import GraftRequest, graft
 from stitch.internals.forward import neuron_outputs
-from stitch.internals.transcoders import as_trained, feature_blocks, put_features
+from stitch.internals.transcoders import FeatureMlp, as_trained, feature_blocks, put_features
 from stitch.internals.weights import activation, norm
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -120,6 +121,16 @@ def test_a_block_with_features_computes_what_saelens_does(family: str, architect
             assert torch.equal(inner(model, 2, x), own(x))
         torch.testing.assert_close(inner(model, 2, x), wanted, rtol=1e-5, atol=1e-5)
     assert list(feature_blocks(model)) == [2]
+
+
+@pytest.mark.parametrize("k", [8, 96])
+def test_as_many_features_are_active_as_the_dictionary_says(k: int):
+    """Also where it has no more, and where many are equal, as in bf16."""
+    zeros = torch.zeros(96), torch.zeros(12)
+    dictionary = Dictionary(torch.randn(12, 96), zeros[0] + 9.0, "topk", None, k, torch.randn(96, 12), zeros[1])
+    features = FeatureMlp(dictionary, torch.nn.Identity(), "out", reads_output=False).to(torch.bfloat16)
+    x = torch.randn(50, 12).bfloat16()
+    assert torch.equal((features.codes(x) > 0).sum(-1), (features.encoder(x) > 0).sum(-1).clamp_max(k))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

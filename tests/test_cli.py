@@ -160,6 +160,7 @@ def test_unusable_models_are_refused_in_one_line(how, code, message, donors, tmp
         (["--features", "1000000"], 2, "--features must fit into --memory"),
         (["--memory", "lots"], 2, "--memory must be a size such as 512M or 4G; got 'lots'"),
         (["--device", "warp"], 2, "--device must name a device of this machine"),
+        (["--device", "mps"], 2, "--device must compute in float64, which mps does not: use cpu"),
         (["--sae-a", "nowhere"], 1, "there is no folder nowhere"),
     ],
 )

@@ -447,6 +447,7 @@ def test_unsupported_attention_is_refused(family, changes, reason):
         ({"features": "cosine"}, "must be one of taylor2"),
         ({"layers": "4-9"}, "in 0..5"),
         ({"layers": "first"}, "blocks such as"),
+        ({"layers": "0,3-1"}, "the first block of a range first; got 3-1"),
         ({"multiple": 0.001}, "at least one feature"),
         ({"steps": -1}, "0 or more"),
     ],

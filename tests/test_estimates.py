@@ -31,7 +31,8 @@ from stitch.jobs.chain import PER_SEAM, chain
 from stitch.jobs.join import stitch as join
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.join_work import Ends, JoinWork, scored_rows
-from stitch.jobs.stages import complete, load_pair
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
 from stitch.models.flops import block_flops
 
 FIXED = Machine(passes={"a": 1e9, "b": 1e9}, single=1e10, double=5e9, bytes=1e9, compared=1e-5)

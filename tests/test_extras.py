@@ -34,7 +34,7 @@ def gguf_file(folder: Path) -> Path:
 
 def join_with_transport(folder: Path) -> None:
     from stitch.config import Settings
-    from stitch.jobs.stages import check
+    from stitch.jobs.pair.settings import check
 
     model = tiny.model("gpt2")
     check(Settings(model_a="a", model_b="b", layer=2, matching="ot"), model, model)

@@ -110,6 +110,8 @@ def test_an_inconsistent_stream_is_refused():
     a, b = random_codes(400, 3, 16), random_codes(400, 3, 17)
     with pytest.raises(MatchError, match="empty stream"):
         feature_moments(lambda: [])
+    with pytest.raises(MatchError, match="empty stream"):
+        feature_moments(lambda: [(sp.csr_array(a[:0]), sp.csr_array(b[:0]))])
     with pytest.raises(MatchError, match="same tokens; got 400 and 399"):
         feature_moments(lambda: [(sp.csr_array(a), sp.csr_array(b[:-1]))])
     with pytest.raises(MatchError, match="must not change"):

@@ -41,6 +41,9 @@ def test_what_cannot_be_trained_on_is_refused():
     ]:
         with pytest.raises(sae.SAEError, match=message):
             sae.train(wrong)
+    for options in ({"features": 0}, {"batch_size": 0}, {"passes": -3}):
+        with pytest.raises(sae.SAEError, match="must be"):
+            sae.train(_activations(), k=4, **options)
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk"])

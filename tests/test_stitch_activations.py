@@ -226,6 +226,19 @@ def test_batches_from_a_later_start_are_the_rest_of_the_same_stream(tmp_path: Pa
     assert not torch.equal(other[0], whole[0][0])
 
 
+def test_shards_that_fill_no_batch_are_taken_together(tmp_path: Path):
+    """With little memory a shard may hold one window."""
+    text = windows(12)
+    a = harvest(tiny.model("gpt2"), text, [2], tmp_path / "a", per_shard=1)
+    b = harvest(tiny.model("qwen2"), text, [3], tmp_path / "b", per_shard=1)
+    found = pair(a, b, 2, 3)
+    size = 3 * int(found.keep[0].sum())
+    stream = found.batches(size, seed=0, group=2)
+    rows = torch.cat([next(stream)[0] for _ in range(found.tokens // size)])
+    assert len(rows.unique(dim=0)) == len(rows)
+    assert torch.equal(found.first(25), torch.cat([x for x, _, _ in found.chunks()])[:25])
+
+
 def test_an_epoch_of_batches_visits_every_row_at_most_once(tmp_path: Path):
     found = paired(tmp_path)
     stream = found.batches(8, seed=0, group=3)

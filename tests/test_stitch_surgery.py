@@ -33,7 +33,9 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import planning
 from stitch.files.store import Store
 from stitch.jobs.join import stitch
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.loading import load
 from stitch.models.model import Model

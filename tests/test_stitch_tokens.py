@@ -4,7 +4,7 @@ import torch
 import tiny
 from stitch.config import Settings
 from stitch.errors import UsageError
-from stitch.jobs.stages import TextSize, text_size
+from stitch.jobs.pair.text import TextSize, text_size
 from stitch.text.tokenizers import bos_of, require_same_ids
 from stitch.text.windows import CONTEXT, LEAST_HELD_OUT, evenly, pack, sample
 

@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from allocations import Largest
+from sae.types import Dictionary
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, of_translation
 from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.module import translation_module
 from stitch.translation.packed import Packed
 from stitch.translation.packing import bytes_without_tables, pack, steps
-from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
+from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
 from stitch.translation.unfolded import Unfolded
 
 WIDTH = 48
@@ -50,6 +51,18 @@ def translation(ids: torch.Tensor, width_a: int) -> Translation:
         Term(Ngram(2, pairs), tiny.noise(len(pairs), WIDTH, seed=4)),
     )
     return Translation("t", terms, torch.zeros(WIDTH), torch.ones(WIDTH))
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "topk"])
+def test_bytes_of_a_translation_that_reads_features_are_those_of_its_tensors(pair, activation: str):
+    a, b = pair
+    encoder = tiny.noise(a.width, 24)
+    threshold = torch.full((24,), 0.1) if activation == "jumprelu" else None
+    zeros = torch.zeros(24), torch.zeros(a.width)
+    dictionary = Dictionary(encoder, zeros[0], activation, threshold, 4, encoder.T.contiguous(), zeros[1])
+    found = Translation("t", (Term(Codes(2, dictionary), tiny.noise(24, WIDTH)),), torch.zeros(WIDTH))
+    stored = of_translation(found, a, b, 2)
+    assert (found.bytes(b.dtype), found.parameters) == (stored.bytes, stored.parameters)
 
 
 def test_bytes_are_those_of_the_tensors_and_keep_within_the_limit(pair, ids):

@@ -77,6 +77,16 @@ class Paired:
             x, y, ids = self.shard(index)
             yield from zip(x.split(tokens), y.split(tokens), ids.split(tokens), strict=True)
 
+    def first(self, tokens: int) -> Float[Tensor, "tokens width_a"]:
+        """A's stream at the first `tokens` kept tokens of the text, or at all where there are fewer."""
+        found, count = [], 0
+        for index in range(self.a.shards):
+            if count >= tokens:
+                break
+            found.append(self.a.read(index, self.site_a)[self.keep[self.a.rows(index)]])
+            count += len(found[-1])
+        return torch.cat(found)[:tokens]
+
     def with_history(self, streams: Sequence[tuple[int, int]], reach: int, tokens: int = 8192) -> Iterator[Tokens]:
         """Kept tokens in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
 
@@ -110,7 +120,8 @@ class Paired:
     def batches(self, size: int, *, seed: int, group: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless shuffled batches (x, y) of `size` kept tokens, from batch number `start` on; the seed decides their order.
 
-        Every epoch reads the shards in a new order, `group` of them in memory at a time, and shuffles the tokens of a group.
+        Every epoch reads the shards in a new order, `group` of them in memory at a time, or as many as fill a batch, and shuffles
+        the tokens of a group.
         Tokens that do not fill a batch at the end of a group are left out of that epoch.
         Raises: StitchError when there are fewer than `size` kept tokens.
         """
@@ -119,7 +130,7 @@ class Paired:
                 f"tokens must fill a batch of {size}; the text has {self.tokens}: give more text or raise `tokens`."
             )
         done = 0
-        for shards, shuffled in self._groups(seed, group):
+        for shards, shuffled in self._groups(seed, group, size):
             full = len(shuffled) // size
             if done + full > start:
                 parts = [self.shard(index) for index in shards]
@@ -129,14 +140,17 @@ class Paired:
                     yield x[chosen], y[chosen]
             done += full
 
-    def _groups(self, seed: int, size: int) -> Iterator[tuple[list[int], Int[Tensor, " tokens"]]]:
-        """Endless groups of `size` shards, and the order in which to take the kept tokens of each group."""
+    def _groups(self, seed: int, size: int, least: int) -> Iterator[tuple[list[int], Int[Tensor, " tokens"]]]:
+        """Endless groups of `size` shards, or more where these keep fewer than `least` tokens; and the order in which to take the
+        kept tokens of each group."""
         kept = [int(self.keep[self.a.rows(index)].sum()) for index in range(self.a.shards)]
         for epoch in itertools.count():
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             order = torch.randperm(self.a.shards, generator=generator).tolist()
-            for start in range(0, len(order), size):
-                shards = order[start : start + size]
+            while order:
+                shards = [order.pop(0)]
+                while order and (len(shards) < size or sum(kept[index] for index in shards) < least):
+                    shards.append(order.pop(0))
                 yield shards, torch.randperm(sum(kept[index] for index in shards), generator=generator)
 
 

@@ -49,8 +49,8 @@ def token_tables(
     generator, bos = torch.Generator().manual_seed(seed), bos_of(model.tokenizer)
     vocabulary = len(model.embedding.weight)
     tokens = tokens[tokens != bos]
-    sums = {block: torch.zeros(len(tokens) + 1, model.width, dtype=model.dtype) for block in blocks}
-    counts = torch.zeros(len(tokens), dtype=model.dtype)
+    sums = {block: torch.zeros(len(tokens) + 1, model.width) for block in blocks}  # in float32, also of a bf16 model
+    counts = torch.zeros(len(tokens))
     windows = -(-len(tokens) // CONTEXT)
     for sample in range(SAMPLES):
         order = torch.randperm(len(tokens), generator=generator)
@@ -61,17 +61,17 @@ def token_tables(
         for part, numbers in zip(ids.split(AT_ONCE), index.split(AT_ONCE), strict=True):
             for block, x in _streams(model, part, max(blocks)):
                 if block in sums:
-                    sums[block].index_add_(0, numbers.flatten(), x[:, 1 + BEFORE :].flatten(0, 1).cpu())
-            counts.index_add_(0, numbers.flatten(), torch.ones(numbers.numel(), dtype=model.dtype))
+                    sums[block].index_add_(0, numbers.flatten(), x[:, 1 + BEFORE :].flatten(0, 1).float().cpu())
+            counts.index_add_(0, numbers.flatten(), torch.ones(numbers.numel()))
         if progress:
             progress("tables of tokens (samples)", sample + 1, SAMPLES)
     for block, x in _streams(model, torch.tensor([[bos]]), max(blocks)):
         if block in sums:
             sums[block][:-1] /= counts[:, None]
-            sums[block][-1] = x[0, 0].cpu()
+            sums[block][-1] = x[0, 0].float().cpu()
     rows = torch.full((vocabulary,), -1)
     rows[tokens], rows[bos] = torch.arange(len(tokens)), len(tokens)
-    return TokenTables(rows, sums)
+    return TokenTables(rows, {block: table.to(model.dtype) for block, table in sums.items()})
 
 
 def _streams(model: Model, ids: Tensor, last: int) -> Iterator[tuple[int, Tensor]]:

@@ -288,7 +288,7 @@ CacheSize = Annotated[
 ]
 Device = Annotated[
     str,
-    option("Machine", "--device", "NAME", "cpu, cuda, cuda:1, mps and so on. auto: an accelerator if there is one."),
+    option("Machine", "--device", "NAME", "cpu, cuda, cuda:1 and so on. auto: cuda if there is one."),
 ]
 Dtype = Annotated[
     str, option("Machine", "--dtype", "NAME", "Number format that the models run in: fp32, bf16 or fp16.")

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM, StitchModel
 from stitch.modeling.modeling_halves import Half, early_net, late_net
-from stitch.models.anatomy import Anatomy, blocks_before_last_part, dotted
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.models.module_inputs import module_inputs
 from stitch.models.shared import share
@@ -190,7 +190,3 @@ def late_logits(
     """
     context: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "input_ids": ids}
     return late.run(hidden.to(late.dtype), use_cache=False, **context).logits
-
-
-def blocks_path(anatomy: Anatomy) -> str:
-    return dotted(anatomy.body, anatomy.blocks)

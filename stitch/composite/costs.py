@@ -168,8 +168,9 @@ def of_translation(translation: Translation, a: Model, b: Model, site: int) -> C
 
 def of_dictionary(dictionary: Dictionary) -> Cost:
     """The cost of encoding and decoding with an SAE in float32. The decoder's sparse product is counted as if it were dense."""
-    tensors = (dictionary.encoder, dictionary.encoder_bias, dictionary.decoder, dictionary.decoder_bias)
-    numbers = sum(tensor.numel() for tensor in tensors)
+    d = dictionary
+    tensors = (d.encoder, d.encoder_bias, d.threshold, d.decoder, d.decoder_bias)
+    numbers = sum(tensor.numel() for tensor in tensors if tensor is not None)
     return Cost(2.0 * (dictionary.encoder.numel() + dictionary.decoder.numel()), numbers, 4 * numbers, 4 * numbers)
 
 

@@ -55,7 +55,8 @@ def _is_finite(own: Answers) -> bool:
 
 
 def require_exact(model: Model, site: int, *, first: bool = False, own: Answers | None = None) -> None:
-    """Raises UsageError where the model joined to itself at `site` has other logits than before, with layers where it has not.
+    """Raises UsageError where cutting the model at `site` and joining it to itself changes its logits. The message lists layers
+    where it does not.
 
     As the `first` part of a composite it may be cut where the blocks before the cut give the same stream without those after it.
     Families that tests have tried, and composites of them, are not tried again. `own` are the model's `answers`, where known.

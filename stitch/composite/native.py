@@ -23,7 +23,7 @@ from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, named_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
-from stitch.models.anatomy import Anatomy, dotted
+from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
 from stitch.models.shared import share
 from stitch.models.text_part import text_tensors
@@ -43,7 +43,7 @@ def config_with_blocks(config: PreTrainedConfig, order: Sequence[int]) -> PreTra
 
 def with_blocks(model: Model, order: Sequence[int]) -> Model:
     """`model` with the blocks `order`, which may leave out and repeat some. All tensors share memory with those of `model`."""
-    prefix = dotted(model.anatomy.body, model.anatomy.blocks)
+    prefix = model.anatomy.path_of_blocks
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config_with_blocks(model.config, order))
     share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
@@ -58,7 +58,7 @@ def is_stored(model: Model) -> bool:
     if model.anatomy.tested:
         return True
     held, names = {name for name, _ in model.net.named_parameters()}, text_tensors(model.folder).keys()
-    prefix = dotted(model.anatomy.body, model.anatomy.blocks)
+    prefix = model.anatomy.path_of_blocks
     return {name for name in names if name.startswith(f"{prefix}.")} == {
         name for name in held if name.startswith(f"{prefix}.")
     }
@@ -117,7 +117,7 @@ def _changed(model: Model, changed: Mapping[str, Tensor]) -> PreTrainedModel:
 
 def _tensors(model: Model, order: Sequence[int], changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
     """The new checkpoint's tensors, by the names in the donor's files, so that tied weights are stored once as before."""
-    prefixes = _names_in_files(dotted(model.anatomy.body, model.anatomy.blocks), model.anatomy)
+    prefixes = _names_in_files(model.anatomy.path_of_blocks, model.anatomy)
     named, own = named_tensors(model.folder), model.net.state_dict().keys()
     tensors: dict[str, Stored | Held] = {}
     for name, stored in text_tensors(model.folder).items():

@@ -58,8 +58,8 @@ def refits(model: Model) -> bool:
 
 
 def why_not_spliced(model: Model, early: int, late: int) -> str | None:
-    """Why the first `early` blocks of a model and those from `late` on are no model of its family, as an error message; None if
-    they are."""
+    """Why a model of the first `early` blocks and those from `late` on is not one of its family, as an error message;
+    None if it is."""
     if not (0 < early <= model.depth and 0 <= late <= model.depth and early != late):
         return (
             "`native` removes blocks `layer` to `layer_b` − 1 or repeats blocks `layer_b` to `layer` − 1, so `layer` must be "
@@ -119,7 +119,7 @@ def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
     """The bridge as parameters of the new model, by name, in the model's dtype."""
     found = {}
     for block, matrix in bridge.downs.items():
-        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), spliced.anatomy.down)
+        path = dotted(spliced.anatomy.path_of_blocks, str(block), spliced.anatomy.down)
         down: Any = spliced.down(block)
         rows = matrix.to(down.weight.device, down.weight.dtype)
         if down.bias is not None:
@@ -127,7 +127,7 @@ def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
         found[f"{path}.weight"] = (rows.T if isinstance(down, nn.Linear) else rows).contiguous()
     for block, gain in bridge.gains.items():
         norm = spliced.anatomy.mlp_out_norm or ""
-        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), norm, "weight")
+        path = dotted(spliced.anatomy.path_of_blocks, str(block), norm, "weight")
         weight, own = spliced.net.get_parameter(path), gain_of(spliced, block)
         assert own is not None, "only families with a norm after the MLP have gains"
         found[path] = weight.detach() + (gain - own).to(weight.device, weight.dtype)

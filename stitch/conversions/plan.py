@@ -20,7 +20,7 @@ WRITING = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Counted:
-    """A donor on this machine, which knows it as "donor"."""
+    """A donor, and a machine that has measured its speed under the name "donor"."""
 
     donor: Donor
     machine: Machine

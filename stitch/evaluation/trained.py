@@ -1,7 +1,7 @@
 """Trained references: translations after further gradient descent on cross-entropy. They show how far closed forms are from what
 training reaches. No composite is made of one, and their rows are named as trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -55,7 +55,7 @@ def trained(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(steps, 1))
     vocabulary = min(a.vocabulary, b.vocabulary)
     with torch.enable_grad():
-        for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
+        for step, (streams, ids) in enumerate(_windows(fit, sorted(start.sites), steps, seed)):
             optimiser.zero_grad(set_to_none=True)
             together = max(1, memory // 4 // (COPIES * 4 * ids.shape[1] * vocabulary))
             for some in torch.arange(len(ids)).split(together):
@@ -73,10 +73,9 @@ def trained(
     return _read_back(start, {name: value.detach().cpu() for name, value in module.state_dict().items()})
 
 
-def _windows(fit: Paired, steps: int, seed: int) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-    """`steps` batches of whole windows: A's streams by site, and ids. Shards and their windows are shuffled per epoch."""
+def _windows(fit: Paired, sites: Sequence[int], steps: int, seed: int) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """`steps` batches of whole windows: A's streams at `sites`, and ids. Shards and their windows are shuffled per epoch."""
     generator = torch.Generator().manual_seed(seed)
-    sites = [site for site in fit.a.sites if site <= fit.site_a]
     done = 0
     while True:
         for shard in torch.randperm(fit.a.shards, generator=generator).tolist():

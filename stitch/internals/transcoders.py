@@ -23,8 +23,8 @@ BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # endings of hook names for the
 
 
 class FeatureMlp(nn.Module):
-    """decode(JumpReLU(encode(x))), where x is the MLP's input, or its output if `reads_output`. A top-k dictionary keeps only
-    the `k` largest features of each token.
+    """decode(JumpReLU(encode(x))), where x is the MLP's input, or its output if `reads_output`. Of a top-k dictionary
+    the `k` largest features of a token are kept, fewer where fewer are positive.
 
     `replaced` is the MLP that stood here; it is no submodule, so its parameters are not this module's. The decoder is called
     `ending`, the name that the family gives an MLP's last projection.
@@ -57,8 +57,10 @@ class FeatureMlp(nn.Module):
     def codes(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts features"]:
         """The features' activations for the MLP's input `x`."""
         activations = self.encoder(self.replaced(x) if self.reads_output else x).relu()
-        threshold = self.threshold if self.k is None else activations.topk(self.k + 1, -1).values[..., -1:]
-        return activations * (activations > threshold)
+        if self.k is None:
+            return activations * (activations > self.threshold)
+        largest = activations.topk(self.k, -1)
+        return torch.zeros_like(activations).scatter(-1, largest.indices, largest.values)
 
     def forward(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
         return self.replaced(x) if self.bypassed else self.decoder(self.codes(x))

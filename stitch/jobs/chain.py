@@ -29,8 +29,9 @@ from stitch.jobs.across import lost_bytes
 from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join import stitch
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_corpus, windows_of
 from stitch.jobs.small import tried_small
-from stitch.jobs.stages import complete, read_corpus, windows_of
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model

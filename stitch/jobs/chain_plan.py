@@ -14,7 +14,7 @@ from stitch.files.store import Store
 from stitch.jobs.across_work import head_for_other_tokens
 from stitch.jobs.join_plan import REPORT, left_to_make
 from stitch.jobs.join_work import Ends, JoinWork
-from stitch.jobs.stages import read_windows, text_size
+from stitch.jobs.pair.text import read_windows, text_size
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.models.sources import Source

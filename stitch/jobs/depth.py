@@ -21,8 +21,10 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.depth_plan import plan_depth
 from stitch.jobs.inputs import check_inputs
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.small import tried_small
-from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import disk_of_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices

@@ -14,7 +14,7 @@ from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
-from stitch.jobs.stages import read_windows
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.sweep_plan import disk_of_sweep
 from stitch.layers.work import Depths
 from stitch.models.model import Model

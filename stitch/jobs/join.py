@@ -1,4 +1,4 @@
-"""The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.stages`."""
+"""The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.pair`."""
 
 import dataclasses
 import json
@@ -32,27 +32,14 @@ from stitch.frontier.untrained import why_no_untrained_a
 from stitch.jobs.across import fit_across, lost_bytes
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join_plan import disk_of_join, plan_join
+from stitch.jobs.pair.features import check_saes, codes_of_pair, look_at_saes, match_by_block, match_pair, train_pair
+from stitch.jobs.pair.models import load_any_pair
+from stitch.jobs.pair.settings import check, complete
+from stitch.jobs.pair.streams import bridge_pair, harvest_pair
+from stitch.jobs.pair.text import read_corpus, text_size, windows_of
+from stitch.jobs.pair.translations import pack_pair, states_of_tokens, translate_pair
 from stitch.jobs.shorten import shorten
 from stitch.jobs.small import tried_small
-from stitch.jobs.stages import (
-    bridge_pair,
-    check,
-    check_saes,
-    codes_of_pair,
-    complete,
-    harvest_pair,
-    load_any_pair,
-    look_at_saes,
-    match_by_block,
-    match_pair,
-    pack_pair,
-    read_corpus,
-    states_of_tokens,
-    text_size,
-    train_pair,
-    translate_pair,
-    windows_of,
-)
 from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
@@ -150,14 +137,13 @@ def _make(
         windows = windows_of(corpus, asked, a, b, progress)
         check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b}, progress)
         lost = {} if b.original is None else lost_bytes(b, windows["fit"], corpus)
+    layer_choice = None
     if asked.layer_b == "auto":
         with clock.stage("layer"):
             layer_choice = choose_layer(
                 a, b, asked.layer, windows, scratch / "layer", memory=asked.memory, progress=progress
             )
-        settings = complete(dataclasses.replace(asked, layer_b=layer_choice["b"]), a, b)
-    else:
-        settings, layer_choice = complete(asked, a, b), None
+    settings = complete(dataclasses.replace(asked, layer_b=layer_choice["b"]) if layer_choice else asked, a, b)
     disk_of_join(settings, a, b, tokens_of(windows)).require(scratch)
     sae_notes = check_saes(settings, given, pair.sources)  # again, as only now B's layer is known in any case
     with clock.stage("activations"):
@@ -203,7 +189,6 @@ def _make(
             a, b, settings.sites, chosen, means, settings.wants, reading=across.whole if across else {}
         )
     with clock.stage("evaluation"):
-        composite = compose(a, b, *settings.sites, written)
         on = stage(settings, a, b, paired["report"])
         with_row = ids_with_row(written)
         bins = Bins.of(windows["fit"], settings.context, on.vocabulary, with_row)
@@ -211,10 +196,9 @@ def _make(
         if with_row is not None:
             variants |= {MEAN_ROW: on.translated(with_mean_rows(written))}
         scores = evaluate_all(
-            on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
-            alternatives={name: found.logits for name, found in rivals.items()}, variants=variants,
-            whole=[chosen, MEAN_ROW],
-            bins=bins, progress=progress,
+            on, compose(a, b, *settings.sites, written), fitted, saes, wants=settings.wants, references=references,
+            bridges=bridges, alternatives={name: found.logits for name, found in rivals.items()}, variants=variants,
+            whole=[chosen, MEAN_ROW], bins=bins, progress=progress,
         )  # fmt: skip
         unseen = loss_at_unseen(bins, scores, on.windows, on.counted, comparable=b.original is None)
         scores.pop(MEAN_ROW, None)
@@ -234,16 +218,17 @@ def _make(
     report["recipe"] = recipe("join", report["provenance"])
     shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
     report["breakdown"] = breakdown(bins, scores, shown, windows["report"], on.counted)
-    if by_block:
-        report["matching_by_block"] = by_block
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
-    if layer_choice is not None:
-        report["layer_choice"] = layer_choice
-    if (why := why_no_untrained_a(a, b, settings.memory)) is not None:
-        report["not_made"] = {"null:untrained-a": why}
+    why_not = why_no_untrained_a(a, b, settings.memory)
+    where_known = {
+        "matching_by_block": by_block,
+        "layer_choice": layer_choice,
+        "not_made": why_not and {"null:untrained-a": why_not},
+    }
+    report |= {name: value for name, value in where_known.items() if value}
     step()
     # The page's charts are drawn by a library that takes 0.2 GB: what was reported is no longer needed.
-    del found, fitted, packed, rivals, composite
+    del found, fitted, packed, rivals
     with clock.stage("page"):
         page = join_page(report, json.loads(explained["features.json"]))
         step()

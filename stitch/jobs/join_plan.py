@@ -17,7 +17,9 @@ from stitch.files.job import Clock
 from stitch.files.store import Store
 from stitch.jobs.across_work import head_for_other_tokens
 from stitch.jobs.join_work import Ends, JoinWork
-from stitch.jobs.stages import harvest_requests, read_windows, sae_requests, text_size
+from stitch.jobs.pair.features import sae_requests
+from stitch.jobs.pair.streams import harvest_requests
+from stitch.jobs.pair.text import read_windows, text_size
 from stitch.layers.work import layer_choice
 from stitch.models.model import Model
 from stitch.models.sources import Source

@@ -43,10 +43,13 @@ from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Alternative
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.other_ranges import bridge_ranges, other_ranges, sites_of_ranges
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.streams import bridge_pair, harvest_pair
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.shorten_plan import disk_of_shortened, plan_shorten
 from stitch.jobs.shorten_rivals import means_of, rivals
 from stitch.jobs.small import tried_small
-from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.donor_code import brings_code
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model

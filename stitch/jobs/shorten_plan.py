@@ -23,8 +23,9 @@ from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import first_site_within
 from stitch.frontier.work import Donor, cut, own_tables
 from stitch.jobs.other_ranges import is_refitted, other_ranges, sites_of_ranges
+from stitch.jobs.pair.streams import harvest_requests
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.shorten_rivals import exit_is_small, means_of
-from stitch.jobs.stages import harvest_requests, read_windows
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.progress import Progress

@@ -21,8 +21,10 @@ from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.jobs.cluster import connected
 from stitch.jobs.inputs import check_inputs
+from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.settings import complete
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.small import tried_small_everywhere
-from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import disk_of_sweep, plan_sweep
 from stitch.jobs.sweep_report import sweep_report

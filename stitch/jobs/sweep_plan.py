@@ -16,7 +16,7 @@ from stitch.files.job import Clock
 from stitch.files.store import Store
 from stitch.frontier.own_tables import SHARES
 from stitch.frontier.work import Donor, own_tables
-from stitch.jobs.stages import read_windows
+from stitch.jobs.pair.text import read_windows
 from stitch.jobs.sweep_rivals import own_cells
 from stitch.layers import work
 from stitch.layers.cells import Cell, Side

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stitch.config import CompleteSettings
 from stitch.jobs.cluster import Cluster
-from stitch.jobs.stages import load_pair
+from stitch.jobs.pair.models import load_pair
 from stitch.layers.cells import Cell, Harvest, ScoredCells, Side, harvest_all, score_cells
 from stitch.models.model import Model
 from stitch.progress import Progress

@@ -12,8 +12,9 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
+from stitch.jobs.pair.models import load_any_pair
+from stitch.jobs.pair.settings import complete
 from stitch.jobs.small import tried_small
-from stitch.jobs.stages import complete, load_any_pair
 from stitch.jobs.transfer_across import require_carriable
 from stitch.jobs.transfer_sites import Sites, read_sites
 from stitch.models.model import Model

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.schedule import TOKENS_PER_FEATURE
 from stitch.activations.original import Original, at_tokens_of
 from stitch.config import CompleteSettings
 from stitch.errors import StitchError, UsageError
 from stitch.jobs.across import lost_bytes
-from stitch.jobs.stages import TOKENS_PER_FEATURE, text_size
+from stitch.jobs.pair.text import text_size
 from stitch.models.model import Model
 from stitch.text.correspondence import alike
 from stitch.text.documents import SPLITS, Split, select

@@ -22,7 +22,7 @@ from stitch.features.given import Place, look_at, require_fitting
 from stitch.features.matching import match
 from stitch.features.saes import place_of
 from stitch.files.store import Store
-from stitch.jobs.stages import chunk_tokens
+from stitch.jobs.pair.features import chunk_tokens
 from stitch.jobs.transfer import Loaded, transfer
 from stitch.jobs.transfer_sites import Sites
 from stitch.models.model import Model

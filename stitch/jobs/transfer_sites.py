@@ -16,7 +16,8 @@ from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.files.job import Clock
 from stitch.files.store import Store
-from stitch.jobs.stages import harvest_pair, read_corpus, windows_of
+from stitch.jobs.pair.streams import harvest_pair
+from stitch.jobs.pair.text import read_corpus, windows_of
 from stitch.jobs.transfer_across import Across, read_across
 from stitch.models.model import Model
 from stitch.progress import Progress

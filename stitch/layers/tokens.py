@@ -13,7 +13,7 @@ RAREST = 0.25  # share of the text's tokens that count as rare
 
 @dataclass(frozen=True)
 class Kinds:
-    """Kinds of keys in windows of `ids`. Far keys are more than `far` tokens back and start no text.
+    """Kinds of keys in windows of `ids`. Far keys are more than `far` tokens before the query and are not BOS.
 
     `others[w, t]` is the token at place t of another window: the null for the query's own. `rare_share` is the share of keys
     that are rare, and `copies_at[d]`, `other_copies_at[d]` the shares of keys d tokens back that follow a copy of the query's

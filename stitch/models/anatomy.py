@@ -42,6 +42,11 @@ class Anatomy:
     # Whether this project's tests try the family: it is exact at every site, and its files hold the tensors of the loaded model.
     tested: bool = False
 
+    @property
+    def path_of_blocks(self) -> str:
+        """The path of the list of blocks, from the causal model."""
+        return dotted(self.body, self.blocks)
+
 
 LLAMA = Anatomy(
     family="Llama",

@@ -15,14 +15,17 @@ def torch_dtype(name: str):
 
 
 def torch_device(name: str):
-    """The torch device called `name`; `auto` is the accelerator if there is one, else the CPU.
+    """The torch device called `name`; `auto` is a CUDA device if there is one, else the CPU.
 
-    Raises: UsageError for a device that this machine does not have.
+    Raises: UsageError for a device that this machine does not have, and for MPS, which has no float64: losses and regressions
+    are added up in it.
     """
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] == "mps":
+        raise UsageError("device must compute in float64, which mps does not: use cpu.")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -24,7 +24,7 @@ def module_inputs(
 ) -> dict[Key, Tensor]:
     """What each of the `modules` is given as `argument`, or as `hidden_states`, in one forward pass of `net` on `inputs`.
 
-    Modules that take a single argument are given it as their first.
+    `argument` is the place or the name of an input. Of a module that is called with fewer inputs it is the first.
     """
     seen: dict[Key, Tensor] = {}
 

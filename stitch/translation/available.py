@@ -63,8 +63,9 @@ def available(
 
     Each untrained dictionary takes as much memory as an SAE: with `lifts_of`, only those that it names are made.
     """
-    site, sample = fit.site_a, fit.shard(0)[0].float()[:SAMPLE]
     features, k = saes.a.encoder.shape[1], max(1, round(saes.quality_a.l0))
+    site, stream = fit.site_a, fit.first(max(SAMPLE, features)).float()
+    sample = stream[:SAMPLE]
     like_trained = dataclasses.replace(saes.config_a, features=features, k=k)
 
     def generator(draw: int) -> torch.Generator:
@@ -74,8 +75,8 @@ def available(
         "untrained": lambda: untrained(like_trained, sample, generator(0)),
         "random-relu": lambda: lifts.random_relu(sample, features, generator(1)),
         "random-topk": lambda: lifts.random_topk(sample, features, k, generator(2)),
-        "exemplars": lambda: lifts.exemplars(sample, features, k, generator(3)),
-        "rbf": lambda: lifts.rbf(sample, features, generator(4)),
+        "exemplars": lambda: lifts.exemplars(stream, features, k, generator(3)),
+        "rbf": lambda: lifts.rbf(stream, features, generator(4)),
     }
     made = {name: Lift(site, make()) for name, make in nulls.items() if lifts_of is None or name in lifts_of}
     return {**free_inputs(a, b, fit, tokens), "codes": Lift(site, saes.a), **made}

@@ -81,7 +81,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Translations and nulls by row name. `shuffles` are the draws of `null:shuffled-matching`, which are reported as one row.
+    """Translations and nulls by row name. `shuffles` are the draws of `null:shuffled-matching`, which are reported as one row; as
+    many as an eighth of the memory holds.
 
     `similarity` compares the two streams before any translation, by linear CKA and SVCCA; both are 1 for rotated copies.
     """
@@ -283,7 +284,9 @@ def _closed_forms(
         evidence.fit.site_a, features.a, features.b, features.matching, moments, moments_held, options.seed
     )
     found = {row.name: function_of(row)(given) for row in rows}
-    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in features.matching.shuffles]
+    per_draw = 4 * features.a.encoder.shape[1] * len(mean)  # a decoder in float32
+    draws = features.matching.shuffles[: max(1, options.memory // 8 // per_draw)]
+    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in draws]
     return _LeastSquares({}, {}, found, shuffles, similarity, mean)
 
 

@@ -40,8 +40,8 @@ def context_free(
 ) -> Float[Tensor, "ids d"]:
     """The model's residual stream entering block `site` at token t of [BOS, t], for every t in `ids`.
 
-    BOS is computed once: its keys and values are cached and repeated. A model whose states then differ, a composite, whose
-    cache also has the past of its seams, and a model that reads the bytes in other tokens get BOS before every token.
+    BOS is computed once and its cache repeated for every token. It is computed anew with every token where that would change the
+    states, for composites, whose cache also holds what seams read, and for models behind another tokenizer.
     """
     both = ids.to(model.device)
     is_repeatable = site and model.original is None and not isinstance(model.config, StitchConfig)

@@ -177,12 +177,13 @@ class Translation:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored: weights, encoders, tables and fall-backs."""
+        """Numbers stored: weights, encoders with their thresholds, tables and fall-backs."""
         total = self.bias.numel()
         for term in self.terms:
             if isinstance(term.input, Codes):
                 dictionary = term.input.dictionary
-                total += dictionary.encoder.numel() + dictionary.encoder_bias.numel()
+                stored = (dictionary.encoder, dictionary.encoder_bias, dictionary.threshold)
+                total += sum(part.numel() for part in stored if part is not None)
             total += 0 if term.weight is None else term.weight.numel()
             total += 0 if term.fallback is None else term.fallback.weight.numel()
         return total

@@ -64,7 +64,8 @@ def _big_code(old: GPT2Config) -> GPTBigCodeConfig:
 
 @torch.no_grad()
 def _share(old: nn.Module, new: nn.Module) -> None:
-    """Shares all parameters except those of attentions, as a report holds a dozen such models at once."""
+    """Shares the memory of all parameters except those of attentions, as a report holds a dozen such models at once."""
+    made: dict[Tensor, nn.Parameter] = {}  # so that what is tied in both stays tied
     for path, module in new.named_modules():
         if ".self_attn." in path or ".attn." in path:
             continue
@@ -75,7 +76,10 @@ def _share(old: nn.Module, new: nn.Module) -> None:
             value = before.get_parameter(name)
             # GPT-2 keeps its projections transposed (Conv1D).
             is_turned = value.ndim == 2 and isinstance(module, nn.Linear) and not isinstance(before, nn.Linear)
-            module._parameters[name] = nn.Parameter(value.T.contiguous()) if is_turned else value
+            if value not in made:
+                # A Parameter of its own, so that what is frozen here is not frozen in the donor.
+                made[value] = nn.Parameter(value.T.contiguous() if is_turned else value.detach())
+            module._parameters[name] = made[value]
 
 
 def _write(module: nn.Module, new: Attention) -> None:

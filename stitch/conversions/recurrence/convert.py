@@ -209,7 +209,10 @@ def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
         found = set()
         for part in layers.split(","):
             first, _, last = part.partition("-")
-            found |= set(range(int(first), int(last or first) + 1))
+            blocks = range(int(first), int(last or first) + 1)
+            if not blocks:
+                raise UsageError(f"layers must name the first block of a range first; got {part} in {layers!r}.")
+            found |= set(blocks)
     except ValueError:
         raise UsageError(f"layers must be all, or blocks such as 0,2-4; got {layers!r}.") from None
     if not found or not found <= set(range(model.depth)):

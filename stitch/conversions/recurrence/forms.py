@@ -1,7 +1,7 @@
 """Recurrent forms of a model: their settings, how they are built, and the bytes of their state."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -157,12 +157,8 @@ def dimension_of(net: RecurrentForCausalLM) -> float | None:
 def matching_bytes(net: RecurrentForCausalLM, model: Model, form: RecurrentForm, context: int) -> RecurrentForm:
     """`form` with the smallest window at which its state is at least as large as that of `net`, in bytes."""
     wanted = state_bytes(net, context)
-    at = [state_bytes(sibling(net, _with(form, window)), 1) for window in (1, 2)]
+    at = [state_bytes(sibling(net, replace(form, window=window)), 1) for window in (1, 2)]
     if form.layers is not None:  # the other blocks keep all keys in both forms
-        at = [state_bytes(sibling(net, _with(form, window)), context) for window in (1, 2)]
+        at = [state_bytes(sibling(net, replace(form, window=window)), context) for window in (1, 2)]
     window = 1 + max(0, -(-(wanted - at[0]) // (at[1] - at[0])))
-    return _with(form, min(window, context - 1))
-
-
-def _with(form: RecurrentForm, window: int) -> RecurrentForm:
-    return RecurrentForm(**{**form.__dict__, "window": window})
+    return replace(form, window=min(window, context - 1))
