@@ -128,8 +128,7 @@ def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:
     if minus is None:
         low, high = scores[name].interval()
         return {"name": name, "ce": scores[name].ce, "ce_low": low, "ce_high": high}
-    low, high = scores[name].interval(minus=scores[minus])
-    return {"name": name, "minus": minus, "ce": scores[name].ce - scores[minus].ce, "ce_low": low, "ce_high": high}
+    return {"name": name, "minus": minus, **scores[name].difference(scores[minus])}
 
 
 def print_lines(run: Callable[..., dict], tokens: int) -> None:

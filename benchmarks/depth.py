@@ -220,8 +220,7 @@ def _numbers(found: Scores, scores: dict[str, Scores]) -> dict:
     """The row, and its paired differences to `down-projections` and to the whole model."""
     row = {key: value for key, value in found.row("").items() if key != "name"}
     for name, other in (("minus_ours", scores[OURS]), ("minus_whole", scores["whole"])):
-        low, high = found.interval(minus=other)
-        row |= {name: found.ce - other.ce, f"{name}_low": low, f"{name}_high": high}
+        row |= found.difference(other, name)
     return row
 
 

@@ -160,9 +160,7 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
 
 
 def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
-    low, high = scores[name].interval(minus=scores[minus])
-    ce = scores[name].ce - scores[minus].ce
-    return {"name": name, "minus": minus, "ce": ce, "ce_low": low, "ce_high": high}
+    return {"name": name, "minus": minus, **scores[name].difference(scores[minus])}
 
 
 def main() -> None:

@@ -121,7 +121,9 @@ def test_converted_models_share_everything_but_attention_with_the_donor(family):
     new = [name for name, value in net.named_parameters() if value.data_ptr() not in own]
     # A GPT-2's projections are transposed in GPTBigCode.
     assert all(".self_attn." in name or ".attn." in name or (".mlp." in name and family == "gpt2") for name in new)
-    assert net.get_input_embeddings().weight is model.embedding.weight is net.get_output_embeddings().weight
+    assert net.get_input_embeddings().weight is net.get_output_embeddings().weight
+    net.requires_grad_(False)
+    assert all(value.requires_grad for value in model.net.parameters())
 
 
 @pytest.mark.numeric

@@ -7,6 +7,7 @@ import torch
 
 from allocations import Largest
 from stitch.activations.paired import Tokens
+from stitch.translation import frequent as counting
 from stitch.translation import tables as module
 from stitch.translation.tables import contexts_within, fit_tables
 from stitch.translation.types import Ngram, Term, Token
@@ -123,7 +124,7 @@ def test_counting_in_parts_finds_the_same_ngrams_and_drops_only_rare_ones(monkey
     ids = windows(60, 5)
     ids[:, 3:5] = torch.tensor([7, 9])  # one pair in every window
     whole = {order: module._candidates(ids, order, VOCABULARY, 50) for order in (1, 2, 3)}
-    monkeypatch.setattr(module, "COUNTED", 64)
+    monkeypatch.setattr(counting, "COUNTED", 64)
     for order, keys in whole.items():
         assert torch.equal(module._candidates(ids, order, VOCABULARY, 50), keys)
     monkeypatch.setattr(module, "REMEMBERED", 10)

@@ -30,12 +30,6 @@ def subject(name: str, *, context: int, windows: int) -> Subject:
     return Subject(model, report_windows("docs", windows * length, model.tokenizer, length))
 
 
-def difference(one: Scores, other: Scores) -> dict[str, float]:
-    """The paired difference of cross-entropies, in nats per token, with its interval."""
-    low, high = one.interval(minus=other)
-    return {"ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
-
-
 def documents(scores: Scores) -> dict[str, float]:
     return {"documents": scores.documents, "effective": round(scores.effective_documents, 1)}
 

@@ -119,8 +119,8 @@ def _ablated(found: _shared.Subject, rare: list[Head], others: list[Head], far: 
     )[1].sum()  # fmt: skip
     draws = [(on_repeated(f"others {seed}") - on_repeated("model")) / float(count) for seed in _shared.SEEDS]
     return {
-        "without_rare": _shared.difference(scores["rare"], scores["model"]),
-        "without_others": _shared.difference(random_heads, scores["model"]),
+        "without_rare": scores["rare"].difference(scores["model"]),
+        "without_others": random_heads.difference(scores["model"]),
         "repeated_without_rare": (on_repeated("rare") - on_repeated("model")) / float(count),
         "repeated_without_others": draws,
         **_shared.documents(scores["model"]),

@@ -31,11 +31,9 @@ def measure(name: str, given: argparse.Namespace) -> None:
         scores = [one[name_of(size, way)] for one in drawn]
         return scores[0] if way in ("equalised", "dropped") else mean_of(scores)
 
-    rows = [
-        {"keys": size, "others": way, **_shared.difference(row(size, way), whole)} for size in SIZES for way in WAYS
-    ]
-    equal = _shared.difference(row(16, "equalised"), whole)
-    beyond = _shared.difference(row(16, "permuted"), row(16, "equalised"))
+    rows = [{"keys": size, "others": way, **row(size, way).difference(whole)} for size in SIZES for way in WAYS]
+    equal = row(16, "equalised").difference(whole)
+    beyond = row(16, "permuted").difference(row(16, "equalised"))
     holds = equal["ce_high"] < MOST and beyond["ce_high"] < MOST
     verdict = "refuted" if equal["ce_low"] > MOST else "holds" if holds else "open"
     _shared.tell("keys", name, verdict, **equal, rows=rows, context=found.windows.context, **_shared.documents(whole))

@@ -128,14 +128,14 @@ def measure(name: str, given: argparse.Namespace) -> None:
     scores = evaluate(rows, windows["report"], vocabulary=b.vocabulary)
     kinds = list(lifts(x[:1000], b, 0))
     of: dict[str, Scores] = {kind: mean_of([scores[f"{kind} {seed}"] for seed in _shared.SEEDS]) for kind in kinds}
-    product = _shared.difference(of["bilinear"], of["relu"])
-    classes = _shared.difference(of["classes"], of["null:random classes"])
+    product = of["bilinear"].difference(of["relu"])
+    classes = of["classes"].difference(of["null:random classes"])
     wins = [one["ce_high"] < 0 for one in (product, classes)]
     _shared.tell(
         "multilinear", name, "holds" if all(wins) else "partly" if any(wins) else "refuted", bilinear_minus_relu=product,
         classes_minus_random=classes,
         rows=[
-            {"columns": kind, "range": _range(scores, kind), **_shared.difference(found, scores["linear"])}
+            {"columns": kind, "range": _range(scores, kind), **found.difference(scores["linear"])}
             for kind, found in of.items()
         ],
         linear=scores["linear"].ce, b=scores["b"].ce, tokens=windows["fit"].tokens, **_shared.documents(scores["b"]),

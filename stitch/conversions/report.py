@@ -40,8 +40,7 @@ def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
     This is an entry of `differences` in report.json.
     """
     one, other = scores[name], scores[minus]
-    low, high = one.interval(minus=other)
-    found = {"name": name, "minus": minus, "ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
+    found = {"name": name, "minus": minus, **one.difference(other)}
     if one.kl is not None and other.kl is not None:
         low, high = ratio_interval(one.kl - other.kl, one.tokens)
         found |= {"kl": float((one.kl - other.kl).sum() / one.tokens.sum()), "kl_low": low, "kl_high": high}

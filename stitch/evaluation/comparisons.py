@@ -35,12 +35,12 @@ def verdict(scores: Mapping[str, Scores], costs: Mapping[str, Cost], *, itself: 
     if not rivals:
         return {"status": "frontier", "rivals": []}
     best = rivals[0]
-    low, high = composite.interval(minus=scores[best])
+    behind = composite.difference(scores[best])
     return {
-        "status": "dominated" if low > 0 else "frontier" if high < 0 else "level",
+        "status": "dominated" if behind["ce_low"] > 0 else "frontier" if behind["ce_high"] < 0 else "level",
         "rivals": rivals,
         "row": best,
-        **{"ce": composite.ce - scores[best].ce, "ce_low": low, "ce_high": high},
+        **behind,
         "flops": costs[best].flops / limit.flops,
         "bytes": costs[best].bytes / limit.bytes,
     }
@@ -85,5 +85,4 @@ def differences(scores: dict[str, Scores], compared_with: dict[str, str]) -> lis
 
 def difference(scores: Mapping[str, Scores], name: str, other: str) -> dict:
     """The paired difference of two rows in nats, with its 95 % interval."""
-    low, high = scores[name].interval(minus=scores[other])
-    return {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}
+    return {"name": name, "minus": other, **scores[name].difference(scores[other])}

@@ -68,6 +68,11 @@ class Scores:
         nats = self.nats if minus is None else self.nats - minus.nats
         return ratio_interval(nats, self.tokens, level, effective)
 
+    def difference(self, other: "Scores", name: str = "ce") -> dict[str, float]:
+        """This row's cross-entropy minus another's, in nats per token, paired over documents: `name`, `name`_low, `name`_high."""
+        low, high = self.interval(minus=other)
+        return {name: self.ce - other.ce, f"{name}_low": low, f"{name}_high": high}
+
     def __add__(self, other: "Scores") -> "Scores":
         """The scores on the text of both, of documents with the same numbers."""
 

@@ -228,16 +228,11 @@ def _shown(splice: Splice, shown: Mapping[Splice, DepthCell], others: Sequence[S
     null, the mean of other ranges."""
     rows = []
     for name, scores in shown[splice].scores.items():
-        row = {**scores.row(name), "minus_whole": _difference(scores, whole)}
+        row = {**scores.row(name), "minus_whole": scores.difference(whole)}
         if others:
             null = mean_of([shown[other].scores[name] for other in others])
-            row |= {"null_ce": null.ce, "null_minus": _difference(null, scores)}
+            row |= {"null_ce": null.ce, "null_minus": null.difference(scores)}
         if name != PLAIN:
-            row["minus_passthrough"] = _difference(scores, shown[splice].scores[PLAIN])
+            row["minus_passthrough"] = scores.difference(shown[splice].scores[PLAIN])
         rows.append(row)
     return {**_names(splice), "rows": rows, "null": [other.changed[0] for other in others]}
-
-
-def _difference(one: Scores, other: Scores) -> dict:
-    low, high = one.interval(minus=other)
-    return {"ce": one.ce - other.ce, "ce_low": low, "ce_high": high}

@@ -113,13 +113,12 @@ def _best(scores: dict[str, Scores], cost: Cost, rivals: Sequence[Rival]) -> dic
         return None
     best = min(affordable, key=lambda one: one.scores["sweep"].ce)
     mine, other = scores["report"], best.scores["report"]
-    low, high = mine.interval(minus=other)
     return {
         "made": best.made,
         "ce": other.ce,
         "flops": best.cost.flops,
         "bytes": best.cost.bytes,
-        **{"above": mine.ce - other.ce, "above_low": low, "above_high": high},
+        **mine.difference(other, "above"),
     }
 
 

@@ -178,14 +178,10 @@ def _rows(curves: list[Float[Tensor, "documents points"]], costs: list[tuple[Sco
         at_start = departure(float(starts[place]), starts[2:])[0]
         return {"savings": above, "savings_low": low, "savings_high": high, "at_start": at_start}
 
-    def cost(after: Scores, before: Scores) -> dict:
-        low, high = after.interval(minus=before)
-        return {"cost": after.ce - before.ce, "cost_low": low, "cost_high": high}
-
     names = ("model", "against")[: len(curves)]
     rows = [
-        {"name": name, "curve": one[0].tolist(), **cost(*after)}
-        for name, one, after in zip(names, curves, costs, strict=True)
+        {"name": name, "curve": one[0].tolist(), **after.difference(before, "cost")}
+        for name, one, (after, before) in zip(names, curves, costs, strict=True)
     ]
     rows[0] |= savings(0)
     for name, one in zip(names, curves, strict=True):

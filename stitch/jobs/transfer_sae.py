@@ -224,9 +224,7 @@ def _scored(
     differences = []
     for name in found:
         if name != chosen:
-            low, high = scores[chosen].interval(minus=scores[name])
-            ce = scores[chosen].ce - scores[name].ce
-            found_here = {"name": chosen, "minus": name, "ce": ce, "ce_low": low, "ce_high": high}
+            found_here = {"name": chosen, "minus": name, **scores[chosen].difference(scores[name])}
             differences.append(sites.side_b.in_bits(found_here))
     return {
         "kind": "sae",

@@ -65,10 +65,9 @@ def heads_report(
         ],
         "results": [score.row(name) for name, score in scores.items()],
         "differences": [
-            {"name": name, "minus": "model", "ce": score.ce - scores["model"].ce, "ce_low": low, "ce_high": high}
+            {"name": name, "minus": "model", **score.difference(scores["model"])}
             for name, score in scores.items()
             if name != "model"
-            for low, high in [score.interval(minus=scores["model"])]
         ],
         "provenance": {**surroundings(asked, {"a": (model, source)}), **windows.provenance},
     }

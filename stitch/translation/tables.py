@@ -14,13 +14,14 @@ from torch import Tensor
 
 from stitch.activations.paired import Tokens
 from stitch.modeling.modeling_translation import ngram_keys
+from stitch.translation.frequent import frequent
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # times as many n-grams of each order are considered as may be kept, the most frequent ones
 # float64 arrays of the contexts of one order: sums on two splits of three orders, tables of two, and one in the making
 ARRAYS = 12
 TOGETHER = 1024  # contexts whose gains are computed at a time
-COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time; n-grams whose counts are kept in between
+REMEMBERED = 2**20  # n-grams whose counts are kept between parts of the text
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
 # Tokens and their residuals y − ŷ; every call starts at the beginning.
@@ -84,24 +85,9 @@ def fit_tables(
 
 
 def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int64[Tensor, " contexts"]:
-    """Sorted keys: all tokens that occur, or the `most` frequent n-grams of those that occur more than once.
-
-    Memory does not grow with the text: whenever there are too many n-grams, those seen only once so far are dropped.
-    """
-    keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    rows = max(1, COUNTED // windows.shape[1])
-    for part in windows.split(rows):
-        ids = part.long()
-        length = ids.shape[1]
-        columns = [ids[:, order - 1 - back : length - back] for back in range(order)]
-        new, their_counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
-        keys, position = torch.cat([keys, new]).unique(return_inverse=True)
-        counts = torch.zeros_like(keys).index_add_(0, position, torch.cat([counts, their_counts]))
-        if len(keys) > REMEMBERED + 4 * most:
-            keys, counts = keys[counts > 1], counts[counts > 1]
-    if order > 1:
-        keys, counts = keys[counts > 1], counts[counts > 1]
-    return keys[counts.argsort(descending=True, stable=True)[:most]].sort().values
+    """Sorted keys: all tokens that occur, or the `most` frequent n-grams of those that occur more than once."""
+    least, remembered = (1 if order == 1 else 2), REMEMBERED + 4 * most
+    return frequent(windows, order, vocabulary, least=least, most=most, remembered=remembered)
 
 
 def _sums(residuals: Residuals, keys: dict[int, Tensor], vocabulary: int) -> dict[int, Sums]:

@@ -24,7 +24,7 @@ from stitch.conversions.ngrams.backfit import (
     relative_weights,
     with_rows,
 )
-from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
+from stitch.conversions.ngrams.reading import TableIndex, stream
 from stitch.errors import UsageError
 from stitch.files.heap import give_back
 from stitch.models.model import Model
@@ -34,6 +34,7 @@ from stitch.regression.ridge import STRENGTHS, ridge
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.translation.frequent import frequent
 from stitch.translation.inputs import ByPosition, ByToken, Input
 from stitch.translation.look_ups import positions
 from stitch.translation.packed import Packed
@@ -109,9 +110,8 @@ def choose_tables(
     ids = windows.ids.unique().long()
     indices, left = [TableIndex(Token(), ids)], shape.rows
     for order in range(2, shape.order + 1):
-        keys = frequent(
-            windows.ids, order, vocabulary, 2, left // (shape.order + 1 - order), max(2**20, 8 * shape.rows)
-        )
+        most = left // (shape.order + 1 - order)
+        keys = frequent(windows.ids, order, vocabulary, least=2, most=most, remembered=max(2**20, 8 * shape.rows))
         left -= len(keys)
         indices.append(TableIndex(Ngram(order, keys), keys))
     indices += [TableIndex(Token(back), ids) for back in range(1, shape.skips + 1)]

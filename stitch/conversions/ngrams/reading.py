@@ -16,8 +16,6 @@ from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.types import Ngram, Position, Token
 
-TOKENS_PER_COUNT = 2**18  # tokens counted at a time
-
 
 @dataclass(frozen=True)
 class TableIndex:
@@ -79,22 +77,3 @@ def stream(
 def _some(tokens: Tokens, chosen: Bool[Tensor, " tokens"]) -> Tokens:
     """Those that are `chosen`. `tokens` have no streams."""
     return Tokens({}, tokens.ids[chosen], tokens.positions[chosen], tokens.target[chosen])
-
-
-def frequent(
-    ids: Int[Tensor, "windows context"], order: int, vocabulary: int, least: int, most: int, remembered: int
-) -> Int64[Tensor, " rows"]:
-    """Sorted keys of the `most` most frequent n-grams that occur at least `least` times.
-
-    Memory does not grow with the text: n-grams seen once are dropped whenever there are more than `remembered`.
-    """
-    keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    for part in ids.split(max(1, TOKENS_PER_COUNT // ids.shape[1])):
-        columns = [part.long()[:, order - 1 - back : part.shape[1] - back] for back in range(order)]
-        new, their_counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
-        keys, position = torch.cat([keys, new]).unique(return_inverse=True)
-        counts = torch.zeros_like(keys).index_add_(0, position, torch.cat([counts, their_counts]))
-        if len(keys) > remembered:
-            keys, counts = keys[counts > 1], counts[counts > 1]
-    keys, counts = keys[counts >= least], counts[counts >= least]
-    return keys[counts.argsort(descending=True, stable=True)[:most]].sort().values

@@ -87,8 +87,7 @@ def _row(name: str, found: Scores, tokens: int) -> dict:
 
 
 def _difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
-    low, high = scores[name].interval(minus=scores[minus])
-    return {"name": name, "minus": minus, "bpb": scores[name].ce - scores[minus].ce, "bpb_low": low, "bpb_high": high}
+    return {"name": name, "minus": minus, **scores[name].difference(scores[minus], "bpb")}
 
 
 def _made(report: dict) -> str:
