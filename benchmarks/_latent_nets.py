@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stitch.activations.observe import residuals
-from stitch.conversions.heads.fit import after_mlp, attention_output, chunks, normed, refitted_outputs, written
+from stitch.conversions.heads.moments import chunks, normed
+from stitch.conversions.heads.streams import after_mlp, attention_output, refitted_outputs, written
 from stitch.internals import weights
 from stitch.internals.attend import mixed, turned
 from stitch.internals.weights import Attention

@@ -54,7 +54,6 @@ from stitch.conversions.recurrence.allocation import (
     distribute_keys,
     shuffled_sizes,
 )
-from stitch.conversions.recurrence.distil import HeadMoments
 from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
 from stitch.conversions.recurrence.forms import (
     RecurrentForm,
@@ -67,6 +66,7 @@ from stitch.conversions.recurrence.forms import (
     state_bytes,
     wrap,
 )
+from stitch.conversions.recurrence.head_moments import HeadMoments
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.evaluation.documents import counted

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from stitch.conversions.heads.fit import Method, convert
+from stitch.conversions.heads.blocks import Method, convert
 from stitch.conversions.heads.methods import closed_form, values
 from stitch.internals import weights
 from stitch.internals.weights import Attention

@@ -20,9 +20,10 @@ from stitch.conversions.recurrence.allocation import (
     distribute_keys,
     shuffled_sizes,
 )
-from stitch.conversions.recurrence.distil import head_moments, initialise
 from stitch.conversions.recurrence.fit import donor_moments, scores_of
 from stitch.conversions.recurrence.forms import RecurrentForm, sibling, state_bytes, wrap
+from stitch.conversions.recurrence.head_moments import head_moments
+from stitch.conversions.recurrence.initialise import initialise
 from stitch.modeling.modeling_features import HeadShape
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentLayer, RecurrentMemory
 

@@ -24,10 +24,10 @@ from stitch.conversions.consolidation.arms import prepare
 from stitch.conversions.consolidation.convert import consolidate
 from stitch.conversions.donor import read_donor
 from stitch.conversions.heads.convert import cache_bytes, check_heads, convert_heads
-from stitch.conversions.heads.fit import after_mlp, attention_output, written
 from stitch.conversions.heads.methods import methods
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
+from stitch.conversions.heads.streams import after_mlp, attention_output, written
 from stitch.conversions.recurrence.allocation import allocate
 from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.recurrence.fit import donor_moments

@@ -14,23 +14,16 @@ import tiny
 import tolerance
 from fewer_heads import KINDS, OURS, converted, logits, pico, shared_behind_a_gauge, windows
 from stitch.conversions.heads import baselines, contraction
+from stitch.conversions.heads.blocks import Method
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.convert import check_heads, convert_heads
-from stitch.conversions.heads.fit import (
-    Method,
-    attention_output,
-    attention_rows,
-    block_moments,
-    group_of,
-    normed,
-    refitted_outputs,
-    written,
-)
 from stitch.conversions.heads.grouping import best_partition, partitions
 from stitch.conversions.heads.merge import Merged, merged_weights
 from stitch.conversions.heads.methods import closed_form, least_squares, methods, values
+from stitch.conversions.heads.moments import attention_rows, block_moments, group_of, normed
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import error, refined
+from stitch.conversions.heads.streams import attention_output, refitted_outputs, written
 from stitch.errors import StitchError, UsageError
 from stitch.internals import weights
 from stitch.internals.attend import heads_of, rotated, scores

@@ -17,15 +17,8 @@ from passes import by_token, in_pieces
 from recurrent import FAMILIES, WINDOW, donor, recurrent
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.distil import (
-    HeadInputs,
-    HeadMoments,
-    feature_parameters,
-    initialise,
-    initialise_priority,
-    output_loss,
-)
 from stitch.conversions.recurrence.fit import donor_moments, fit
+from stitch.conversions.recurrence.fit_outputs import feature_parameters, output_loss
 from stitch.conversions.recurrence.forms import (
     RecurrentForm,
     cache_bytes,
@@ -36,6 +29,8 @@ from stitch.conversions.recurrence.forms import (
     state_bytes,
     wrap,
 )
+from stitch.conversions.recurrence.head_moments import HeadInputs, HeadMoments
+from stitch.conversions.recurrence.initialise import initialise, initialise_priority
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
 from stitch.modeling.modeling_features import HeadShape

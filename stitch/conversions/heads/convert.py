@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.heads import work
+from stitch.conversions.heads.blocks import convert
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
-from stitch.conversions.heads.fit import AttentionMoments, convert, group_of
 from stitch.conversions.heads.grouping import best_partition
 from stitch.conversions.heads.measured import ErrorLog
 from stitch.conversions.heads.merge import Groups
 from stitch.conversions.heads.methods import REFITTED, closed_form, methods, values
+from stitch.conversions.heads.moments import AttentionMoments, group_of
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import AttentionRows
 from stitch.conversions.heads.work import STREAMS

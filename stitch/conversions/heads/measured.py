@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
-from stitch.conversions.heads.fit import HeadGroup, attention_rows, normed
 from stitch.conversions.heads.merge import Merged, Values, query_heads
+from stitch.conversions.heads.moments import HeadGroup, attention_rows, normed
 from stitch.conversions.heads.refine import error
 from stitch.internals import weights
 from stitch.internals.attend import heads_of, scores, stacked

@@ -3,9 +3,10 @@
 import torch
 
 from stitch.conversions.heads import baselines, contraction
+from stitch.conversions.heads.blocks import Method
 from stitch.conversions.heads.contraction import SLOW
-from stitch.conversions.heads.fit import HeadGroup, Method
 from stitch.conversions.heads.merge import Keys, Values
+from stitch.conversions.heads.moments import HeadGroup
 from stitch.conversions.heads.refine import error, refined
 
 REFITTED = " + refit"

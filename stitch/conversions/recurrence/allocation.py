@@ -22,9 +22,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import HeadMoments, fit_outputs, initialise
 from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
+from stitch.conversions.recurrence.fit_outputs import fit_outputs
 from stitch.conversions.recurrence.forms import RecurrentForm, memories, sibling
+from stitch.conversions.recurrence.head_moments import HeadMoments
+from stitch.conversions.recurrence.initialise import initialise
 from stitch.modeling.modeling_recurrent import LARGE_NEGATIVE, RecurrentForCausalLM, RecurrentMemory, group_matmul
 from stitch.progress import Progress
 from stitch.text.windows import Windows

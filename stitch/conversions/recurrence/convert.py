@@ -10,8 +10,8 @@ from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.recurrence import work
 from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
-from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters
 from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
+from stitch.conversions.recurrence.fit_outputs import feature_parameters
 from stitch.conversions.recurrence.forms import (
     RecurrentForm,
     cache_bytes,
@@ -23,6 +23,7 @@ from stitch.conversions.recurrence.forms import (
     state_bytes,
     wrap,
 )
+from stitch.conversions.recurrence.head_moments import HeadMoments
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save

@@ -7,8 +7,10 @@ from torch import nn
 
 from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters, fit_outputs, head_moments, initialise
+from stitch.conversions.recurrence.fit_outputs import feature_parameters, fit_outputs
 from stitch.conversions.recurrence.forms import RecurrentForm
+from stitch.conversions.recurrence.head_moments import HeadMoments, head_moments
+from stitch.conversions.recurrence.initialise import initialise
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from stitch.conversions.plan import Counted
 from stitch.conversions.recurrence.allocation import IN_256, MEASURED, MOST_STEPS, ROUNDS
-from stitch.conversions.recurrence.distil import ROWS
 from stitch.conversions.recurrence.fit import SWEEP_TOKENS, TOKENS_FOR_MOMENTS, TOKENS_PER_STEP
+from stitch.conversions.recurrence.fit_outputs import ROWS
 from stitch.conversions.recurrence.recall import LEAST_PROMPTS
 from stitch.conversions.recurrence.recall import TOKENS as RECALL_TOKENS
 from stitch.estimates import counts
