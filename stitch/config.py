@@ -18,6 +18,11 @@ CHOICES = {
 }
 
 
+LEAST = {
+    "tokens": LEAST_TOKENS, "held_out": 1, "context": 8, "k": 1, "ngrams": 0, "routes": 0, "reference_steps": 0, "seed": 0,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Common:
     """The fields of both kinds of settings. Raises UsageError for a value that is wrong for all models."""
@@ -49,6 +54,7 @@ class _Common:
     brief: bool = False
 
     def __post_init__(self) -> None:
+        self._require_types()
         choices = {**CHOICES, "translation": ("auto", *rows.translations())}
         for name, allowed in choices.items():
             if (got := getattr(self, name)) not in allowed:
@@ -67,13 +73,17 @@ class _Common:
             raise UsageError(f"seam_bytes must be 0 or more percent; got {self.seam_bytes}.")
         if self.memory < 2**26:
             raise UsageError(f"memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
-        least = {
-            "tokens": LEAST_TOKENS, "held_out": 1, "context": 8, "k": 1, "ngrams": 0, "routes": 0, "reference_steps": 0,
-            "seed": 0,
-        }  # fmt: skip
-        for name, bound in least.items():
+        for name, bound in LEAST.items():
             if (got := getattr(self, name, None)) is not None and got < bound:
                 raise UsageError(f"{name} must be at least {bound:,}; got {got:,}.")
+
+    def _require_types(self) -> None:
+        """From Python any value may come, where the command line has read numbers as numbers."""
+        for name in ("layer", "layer_b", "features", *LEAST):
+            got = getattr(self, name, None)
+            other = {"layer": (), "layer_b": (type(None), str)}.get(name, (type(None),))
+            if not isinstance(got, (int, *other)) or isinstance(got, bool):
+                raise UsageError(f"{name} must be a whole number; got {got!r}.")
 
     @property
     def steps_of_reference(self) -> int:

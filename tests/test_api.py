@@ -117,7 +117,8 @@ def test_a_result_is_saved_and_is_a_model_for_other_functions(joined, tmp_path):
     with pytest.raises(UsageError, match="overwrite"):
         result.save(folder)
     result.save(folder, overwrite=True)
-    scored = stitch.evaluate(result, text=["a text of words " * 4] * 400, tokens=64, context=32, quiet=True)
+    texts = [f"text number {number} of words " * 4 for number in range(400)]
+    scored = stitch.evaluate(result, text=texts, tokens=64, context=32, quiet=True)
     assert scored.rows.loc["model", "ce"] > 0
     assert scored.report["documents"]["effective"] < 30 and "Few documents" in repr(scored)
 
@@ -170,6 +171,9 @@ def test_texts_are_named_by_number_and_content():
     for splits in (DatasetDict({"train": one_split, "test": one_split}), {"train": ["one"], "test": ["two"]}):
         said = rf"text must be one split, not a {type(splits).__name__} of train, test: choose one, such as text\['train'\]"
         with pytest.raises(UsageError, match=said), text_named(splits):  # pyright: ignore[reportArgumentType]
+            pass
+    for whole in ("one\ntwo", "word " * 400):
+        with pytest.raises(UsageError, match="put it into a list"), text_named(whole):
             pass
     with pytest.raises(UsageError, match="list of strings"), text_named([1]):  # pyright: ignore[reportArgumentType]
         pass

@@ -156,6 +156,8 @@ def test_unusable_models_are_refused_in_one_line(how, code, message, donors, tmp
     "more, code, message",
     [
         (["--layer", "7"], 2, "layer must be in 0..6"),
+        (["--layer-b", "9"], 2, "--layer-b must be in 0..6"),
+        (["--cache-size", "-1"], 2, "--cache-size must be a size such as 512M or 4G; got '-1'"),
         (["--features", "32"], 2, "--features must be at least the width, 48; got 32"),
         (["--features", "1000000"], 2, "--features must fit into --memory"),
         (["--memory", "lots"], 2, "--memory must be a size such as 512M or 4G; got 'lots'"),

@@ -33,8 +33,13 @@ def test_tables_notes_and_places_are_separated_by_blank_lines(capsys):
 
 
 def test_with_json_nothing_else_is_printed(capsys):
-    print_json({"name": "größer", "results": [1.5]})
-    assert json.loads(capsys.readouterr().out) == {"name": "größer", "results": [1.5]}
+    print_json({"name": "größer", "results": [1.5, float("-inf")], "pair": (float("nan"), 1)})
+
+    def refused(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    read = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert read == {"name": "größer", "results": [1.5, None], "pair": [None, 1]}
 
 
 @pytest.mark.parametrize("high", [2.0, 1.0])

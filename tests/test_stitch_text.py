@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stitch.api.given import text_named
 from stitch.errors import StitchError, UsageError
 from stitch.text.docstrings import documents as docstring_documents
 from stitch.text.documents import read, select, split_of
@@ -83,15 +84,35 @@ def test_a_folder_gives_the_documents_of_all_its_files(tmp_path: Path):
     assert dict(read(str(tmp_path))) == {"inner/a.jsonl#0": "one", "inner/a.jsonl#1": "two", name_of("three"): "three"}
 
 
+def test_a_text_that_stands_several_times_is_given_once(tmp_path: Path):
+    """Otherwise it would be fitted on and reported on."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": word}) for word in ("one", "two", "one", "three", "two")))
+    assert dict(read(str(file))) == {"a.jsonl#0": "one", "a.jsonl#1": "two", "a.jsonl#3": "three"}
+    with text_named(["one"] * 50 + ["two"]) as name:
+        assert [text for _, text in read(name)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": 5}', r'line 2: the field "text" must be a string; got 5'),
+        ("{broken", "line 2, is not valid JSON"),
+        ('{"txt": "one"}', 'line 2, needs a JSON object with a field "text"'),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_fault(line: str, message: str, tmp_path: Path):
+    (tmp_path / "bad.jsonl").write_text(f'{{"text": "fine"}}\n{line}')
+    with pytest.raises(StitchError, match=message):
+        list(read(str(tmp_path / "bad.jsonl")))
+
+
 def test_unreadable_text_is_refused_in_one_line(tmp_path: Path):
     with pytest.raises(UsageError, match="there is no file"):
         list(read(str(tmp_path / "missing.txt")))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(StitchError, match="UTF-8"):
         list(read(str(tmp_path / "latin.txt")))
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}')
-    with pytest.raises(StitchError, match=r"line 2, needs a JSON object with a `text` field"):
-        list(read(str(tmp_path / "bad.jsonl")))
 
 
 def test_a_repeated_paragraph_is_kept_once(tmp_path: Path, monkeypatch):

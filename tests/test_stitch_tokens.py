@@ -6,7 +6,7 @@ from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.jobs.pair.text import TextSize, text_size
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import CONTEXT, LEAST_HELD_OUT, evenly, pack, sample
+from stitch.text.windows import CONTEXT, LEAST_HELD_OUT, evenly, pack, require_rows, sample
 
 DOCUMENTS = [("a", "hello world, this is the first"), ("b", "and a second one"), ("c", "x" * 50)]
 
@@ -139,3 +139,11 @@ def test_held_out_splits_have_enough_windows_for_intervals_and_windows_are_short
     assert size(held_out=64).held_out == 64 and size().context == 128
     long = tiny.model("llama", max_position_embeddings=4096)
     assert text_size(Settings(model_a="a", model_b="b", layer=2), long, long).context == CONTEXT
+
+
+def test_a_text_with_tokens_that_the_model_has_no_row_for_is_refused():
+    windows = pack(DOCUMENTS, tiny.tokenizer(), context=8)
+    largest = int(windows.ids.max())
+    require_rows(windows, largest + 1, "a")
+    with pytest.raises(UsageError, match=rf"that of a gives ids up to {largest}, and its embedding has {largest} rows"):
+        require_rows(windows, largest, "a")

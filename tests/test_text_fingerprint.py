@@ -97,6 +97,11 @@ def test_reports_say_what_was_read(donors, tmp_path):
     expected = text_read(text, list(read(text))).to_dict()
     assert expected["documents"] == 260
     evaluated = evaluate_models(model, text=text, tokens=64, context=32)
+    whole = evaluate_models(model, text=text, whole_text=True, tokens=10**6, context=32)
+    assert (
+        whole["documents"]["number"]
+        > 10 * evaluate_models(model, text=text, tokens=10**6, context=32)["documents"]["number"]
+    )
     assert evaluated["provenance"]["text"] == expected
     swept, _ = sweep_depth(model, tmp_path / "depth", lengths=[1], text=text, tokens=4096, context=32)
     assert swept["provenance"]["text"] == expected

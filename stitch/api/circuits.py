@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stitch.api.given import NAMED, ModelLike, Output, PathLike, TextLike, folder_name, named, text_named
+from stitch.api.given import NAMED, ModelLike, Output, PathLike, TextLike, folder_name, named, refuse_unread, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import ModelResult, Result
@@ -100,6 +100,8 @@ def graft(
     from stitch.grafts.graft import graft as job
     from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
 
+    if str(host).endswith(".json"):
+        refuse_unread(graft, "with a trained host", strength=strength)
     donors = [donor, *(other for other, _ in requests)]
     with named(host, *donors) as (target, *names), text_named(text) as source, progress(quiet) as update:
         place = Output(folder_name(names[0], str(behaviour)) if out == NAMED else out)

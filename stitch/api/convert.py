@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, refuse_unread, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import ModelResult
@@ -78,6 +78,8 @@ def ngram(
     from stitch.conversions.ngrams.convert import convert_ngram
     from stitch.conversions.ngrams.memory import NgramShape
 
+    if drop != "auto":
+        refuse_unread(ngram, "where `drop` is auto", tolerance=tolerance)
     place = Output(out)
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
         report = convert_ngram(

@@ -24,6 +24,7 @@ def evaluate(
     task_folder: PathLike | None = None,
     alone: bool = False,
     text: TextLike = "docs",
+    whole_text: bool = False,
     tokens: int = 50_000,
     context: int | None = None,
     seed: int = 0,
@@ -36,7 +37,8 @@ def evaluate(
     """Cross-entropy of a causal language model of any family on held-out text, in nats per token, with a 95 % interval.
 
     With `against` also KL(against ‖ model), top-1 agreement and the paired difference; a model that reads other tokens is scored
-    in them on the same bytes, in bits per byte as well. With `behaviour` instead the share of right answers on `count`
+    in them on the same bytes, in bits per byte as well. Of the text the report split is read, a twentieth of its documents;
+    with `whole_text` all, for text that no model was fitted on. With `behaviour` instead the share of right answers on `count`
     prompts. With `trace`, a text file, instead how fast copies of the model learn it, at learning rate `rate`, beside `controls`
     other documents and beside the model `against`. With `tasks`, names of lm-eval's or of files in `task_folder`, instead its
     scores there (extra `eval`), unless `alone` beside the models that `model` was made from. Options are those of `stitch eval`;
@@ -54,7 +56,9 @@ def evaluate(
                 raise UsageError("`tasks` is measured by itself: leave out `behaviour` and `trace`.")
             refuse_unread(evaluate, "with `behaviour`", count=count)
             refuse_unread(evaluate, "with `trace`", controls=controls, rate=rate)
-            refuse_unread(evaluate, "without `tasks`", text=text, tokens=tokens, context=context, seed=seed)
+            refuse_unread(
+                evaluate, "without `tasks`", text=text, whole_text=whole_text, tokens=tokens, context=context, seed=seed
+            )
             common.pop("text")
             return _tasks(
                 name, tasks, other, folder=task_folder and Path(task_folder), alone=alone, memory=byte_count(memory),
@@ -68,6 +72,7 @@ def evaluate(
             if behaviour is not None:
                 raise UsageError("`behaviour` and `trace` do not go together: measure one, then the other.")
             refuse_unread(evaluate, "with `behaviour`", count=count)
+            refuse_unread(evaluate, "where cross-entropy is measured", whole_text=whole_text)
             report = find_trace(
                 name, Path(trace), other, controls=controls, rate=rate, tokens=tokens, context=context, seed=seed,
                 memory=byte_count(memory), **common,
@@ -83,14 +88,22 @@ def evaluate(
             from stitch.report.card import table
 
             report = evaluate_models(
-                name, other, tokens=tokens, context=context, seed=seed, memory=byte_count(memory), **common
+                name,
+                other,
+                whole_text=whole_text,
+                tokens=tokens,
+                context=context,
+                seed=seed,
+                memory=byte_count(memory),
+                **common,
             )
             notes = [*eval_notes(report), *text_notes(report), *differences(report), *warning(report)]
             page = Page(tables=[table(report)], notes=notes)
         else:
             refuse_unread(
-                evaluate, "without `behaviour`", against=against, tokens=tokens, context=context, memory=memory
-            )
+                evaluate, "without `behaviour`", against=against, whole_text=whole_text, tokens=tokens, context=context,
+                memory=memory,
+            )  # fmt: skip
             from stitch.circuits.report import SHOWN, beyond, tables
             from stitch.circuits.score import score_model
 

@@ -37,6 +37,7 @@ class Kept(Protocol):
 
 PathLike: TypeAlias = str | Path
 NAMED = "auto"  # as `out`: a folder in the current one, named after what is in it
+LONGEST_NAME = 1024  # characters of a text's name
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -45,9 +46,12 @@ def byte_count(size: int | str, name: str = "memory") -> int:
     text = str(size)
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     try:
-        return int(float(number) * (UNITS[unit] if unit else 1))
+        count = int(float(number) * (UNITS[unit] if unit else 1))
+        if count >= 0:
+            return count
     except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{name} must be a size such as 512M or 4G; got {text!r}.") from None
+        pass
+    raise UsageError(f"{name} must be a size such as 512M or 4G; got {text!r}.")
 
 
 def store_of(cache_size: int | str) -> "Store | None":
@@ -134,7 +138,11 @@ def text_named(text: TextLike) -> Iterator[str]:
     from stitch.text.documents import LENT
 
     if isinstance(text, (str, Path)):
-        yield str(text)
+        if "\n" in (name := str(text)) or len(name) > LONGEST_NAME:
+            raise UsageError(
+                "text must be a name, or a list of strings; got a string that is a text itself: put it into a list."
+            )
+        yield name
         return
     strings = _strings(text)
     digest = hashlib.sha256("\0".join(strings).encode()).hexdigest()[:12]

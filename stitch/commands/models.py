@@ -79,7 +79,13 @@ def evaluate(
     alone: Annotated[
         bool, o.switch("Input", "--alone", "With --tasks, leave out the models that this one was made from.")
     ] = False,
-    text: o.Text = "docs",
+    text: o.TextToRead = "docs",
+    whole_text: Annotated[
+        bool,
+        o.switch(
+            "Text", "--whole-text", "Read all of the text, not its report split: for text that no model was fitted on."
+        ),
+    ] = False,
     tokens: o.ReportTokens = 50_000,
     context: o.Context = None,
     seed: o.Seed = 0,
@@ -101,8 +107,8 @@ def evaluate(
     """
     result = stitch.evaluate(
         model, against=against, behaviour=behaviour, count=count, trace=trace, controls=controls, rate=rate, tasks=tasks,
-        task_folder=task_folder, alone=alone, text=text, tokens=tokens, context=context, seed=seed, memory=memory, device=device,
-        dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
+        task_folder=task_folder, alone=alone, text=text, whole_text=whole_text, tokens=tokens, context=context, seed=seed,
+        memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

@@ -108,6 +108,7 @@ Recipe = Annotated[
 
 # Text
 Text = Annotated[str, option("Text", "--text", "SOURCE", f"Text to fit and evaluate on: {SOURCES}.")]
+TextToRead = Annotated[str, option("Text", "--text", "SOURCE", f"Text to evaluate on: {SOURCES}.")]
 BehaviourText = Annotated[
     str,
     option(
@@ -246,7 +247,7 @@ Keep = Annotated[
 
 # Output
 Out = Annotated[Path, out_folder()]
-OutUnlessDry = Annotated[Path | None, out_folder("none, which is enough for --dry-run alone")]
+OutUnlessDry = Annotated[Path | None, out_folder("none; only --dry-run needs no folder")]
 Push = Annotated[
     str | None,
     option(

@@ -1,6 +1,7 @@
 """What commands print: a page for people, or one JSON report."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,21 @@ def or_estimate(function: Callable[..., Result], dry_run: bool) -> Callable[...,
 def require_out(out: Path | None, dry_run: bool) -> None:
     """Raises: UsageError where a folder will be written, and none was given."""
     if out is None and not dry_run:
-        raise UsageError("out must be a folder to write; got none, which is enough for `dry_run` alone.")
+        raise UsageError("out must be a folder to write; only `dry_run` needs none.")
 
 
 def print_json(report: Any) -> None:
-    print(json.dumps(report, indent=2))
+    """JSON has no infinities: the ends of an interval over one document are null."""
+    print(json.dumps(_finite(report), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    """A report with None in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_result(result: Result, as_json: bool) -> None:

@@ -32,7 +32,7 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
     Raises: UsageError for sites out of range, a translation that does not end in B's width, and a composite as B.
     """
     a.check_site(site_a)
-    b.check_site(site_b)
+    b.check_site(site_b, "layer_b")
     config = stitch_config(a, b, site_a, site_b, translation)
     with torch.device("meta"):
         composite = StitchForCausalLM(config)
@@ -136,7 +136,7 @@ def late_half(b: Model, site: int) -> Half:
 
     B may be a composite if `site` lies in its last part.
     """
-    b.check_site(site)
+    b.check_site(site, "layer_b")
     last = b.parts[-1]
     kept = range(last.depth) if last.kept is None else last.kept
     start = kept.start + site - blocks_before_last_part(b.config)

@@ -14,7 +14,7 @@ from stitch.models.sources import Source, resolve
 from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.documents import Split
-from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, read_for, split_windows
+from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, read_for, require_rows, split_windows
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def read_donor(
         progress=progress,
     )
     windows = split_windows(corpus, limits, model.tokenizer, context, progress)
+    for one in windows.values():
+        require_rows(one, model.vocabulary, model.name)
     to_choose_on = windows["sweep"]
     if longer > context:
         long = split_windows(corpus, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer, progress)

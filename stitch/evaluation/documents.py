@@ -24,6 +24,6 @@ def warning(report: dict) -> list[str]:
         return []
     return [
         f"Few documents: their effective number is {found['effective']:.0f}, below {FEW}, and intervals may be too narrow where "
-        "some documents differ much from the others. Raise `held_out` (`tokens` in `eval`, `documents` in `retokenize`) or give "
-        "more text."
+        "some documents differ much from the others. Report on more tokens (`held_out`; `tokens` in `eval`, `documents` in "
+        "`retokenize`) or give more text."
     ]

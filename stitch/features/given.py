@@ -63,7 +63,11 @@ def require_fitting(given: Sequence[GivenSAE], places: Mapping[str, Place], *, i
         elsewhere, untold = misplaced(one, places[one.parameter])
         notes[one.parameter] = [*elsewhere, *untold]
         if faults := [*one.faults, *([] if insist else elsewhere)]:
-            hint = ["give another, or set `sae_any_hook` to use it all the same"] if elsewhere and not insist else []
+            hint = (
+                ["give another, or set `sae_any_hook` to use it all the same"]
+                if elsewhere and not one.faults and not insist
+                else []
+            )
             refused[one.parameter] = "; ".join([*faults, *hint])
     if refused:
         listed = [f"`{one}`: {faults}" for one, faults in refused.items()] if len(refused) > 1 else refused.values()

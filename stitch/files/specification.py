@@ -40,7 +40,7 @@ def read_text(path: Path, role: str, most: int = MOST_BYTES) -> str:
     Raises: UsageError when there is no such file, or when it cannot be read, is larger than `most` bytes or is not UTF-8.
     """
     if not path.is_file():
-        raise UsageError(f"{role} must be a file; there is no {path}.")
+        raise UsageError(f"{role} must be a file; {f'{path} is a folder' if path.is_dir() else f'there is no {path}'}.")
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)

@@ -21,7 +21,7 @@ from stitch.text.alignment import require_lossless
 from stitch.text.reader import Reader
 from stitch.text.rewrite import Rewriter
 from stitch.text.tokenizers import same_ids
-from stitch.text.windows import CONTEXT, Windows, report_windows, require_text_size
+from stitch.text.windows import CONTEXT, Windows, report_windows, require_rows, require_text_size
 
 
 def evaluate_models(
@@ -29,6 +29,7 @@ def evaluate_models(
     against: str | None = None,
     *,
     text: str = "docs",
+    whole_text: bool = False,
     tokens: int = 50_000,
     context: int | None = None,
     seed: int = 0,
@@ -38,7 +39,7 @@ def evaluate_models(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Scores `model`, and `against` if given, on `tokens` tokens of the report split of `text`.
+    """Scores `model`, and `against` if given, on `tokens` tokens of the report split of `text`, or of `whole_text`.
 
     With `against` the scores also have KL(against ‖ model) and top-1 agreement. Where it reads other tokens than `model`, it
     reads the same bytes in its own; then losses are also in bits per byte, and KL is of the next byte. Text `self` is written
@@ -53,8 +54,10 @@ def evaluate_models(
     found = [load_any(source, precision, place, trust_remote_code, progress) for source in sources]
     writer = Writer(sources[-1].name, found[-1].net, found[-1].tokenizer, sources[-1].folder, seed)
     windows = report_windows(
-        text, tokens, found[0].tokenizer, window_length(found, context), writer=writer, store=Store(), progress=progress
-    )
+        text, tokens, found[0].tokenizer, window_length(found, context), whole=whole_text, writer=writer, store=Store(),
+        progress=progress,
+    )  # fmt: skip
+    require_rows(windows, found[0].vocabulary, model)
     other = None
     if against is not None and not same_ids(found[0].tokenizer, found[1].tokenizer):
         other = _in_own_tokens(found[1], against, Reader.of(model, found[0].tokenizer))

@@ -12,7 +12,7 @@ from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
 from stitch.models.writer import Writer
 from stitch.progress import Progress
-from stitch.text.windows import CONTEXT, SHORTEST, Windows, report_windows, require_text_size
+from stitch.text.windows import CONTEXT, SHORTEST, Windows, report_windows, require_rows, require_text_size
 
 SHORTEST_OF_HEADS = 16  # tokens of a window in which some keys are far
 
@@ -62,4 +62,5 @@ def _read(
     length = min(loaded.longest, CONTEXT) if context is None else context
     writer = Writer.of(loaded, seed)
     windows = report_windows(text, tokens, loaded.tokenizer, length, writer=writer, store=Store(), progress=progress)
+    require_rows(windows, loaded.vocabulary, loaded.name)
     return loaded, source, windows

@@ -36,7 +36,7 @@ from stitch.jobs.pair.features import check_saes, codes_of_pair, look_at_saes, m
 from stitch.jobs.pair.models import load_any_pair
 from stitch.jobs.pair.settings import check, complete
 from stitch.jobs.pair.streams import bridge_pair, harvest_pair
-from stitch.jobs.pair.text import read_corpus, text_size, windows_of
+from stitch.jobs.pair.text import read_corpus, require_all_rows, text_size, windows_of
 from stitch.jobs.pair.translations import pack_pair, states_of_tokens, translate_pair
 from stitch.jobs.shorten import shorten
 from stitch.jobs.small import tried_small
@@ -135,6 +135,7 @@ def _make(
     with clock.stage("text"):
         corpus = read_corpus(asked, a, b, progress, store=store)
         windows = windows_of(corpus, asked, a, b, progress)
+        require_all_rows(windows, a)
         check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b}, progress)
         lost = {} if b.original is None else lost_bytes(b, windows["fit"], corpus)
     layer_choice = None

@@ -11,8 +11,9 @@ from stitch.models.text_part import text_part
 def describe(source: str) -> dict:
     """Family, shape, sites and vocabulary of the model named `source`, as plain values in display order.
 
-    For a composite, `sites` are those where it may be cut, width and heads are those of its last part, and the parameters per
-    block those of its first block. Raises: the errors of `resolve`; UsageError for a model that is no decoder.
+    For a composite, `sites` are those where it may be cut; width, heads and parameters per block are those of its last part.
+    Of a model, parameters per block are those of its first block. Raises: the errors of `resolve`; UsageError for a model that is
+    no decoder.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -32,7 +33,7 @@ def describe(source: str) -> dict:
         "width": last.hidden_size,
         "attention heads": getattr(last, "num_attention_heads", None),
         "key-value heads": getattr(last, "num_key_value_heads", None) or getattr(last, "num_attention_heads", None),
-        "parameters per block": block_parameters(config, 0) if depth else 0,
+        "parameters per block": block_parameters(config, depth - 1 if len(parts) > 1 else 0) if depth else 0,
         "vocabulary": last.vocab_size,
         "longest context": min((limit for part in parts if (limit := longest_context(part))), default=None),
         "tied embeddings": bool(config.tie_word_embeddings),

@@ -222,10 +222,11 @@ class Model:
         bos = self.tokenizer.bos_token_id
         return bos if bos is not None else self.tokenizer.eos_token_id
 
-    def check_site(self, site: int) -> int:
-        """Returns `site`. Raises: UsageError unless it is in 0..depth; for a composite, between its last seam and depth."""
+    def check_site(self, site: int, name: str = "layer") -> int:
+        """Returns `site`, which messages call `name`. Raises: UsageError unless it is in 0..depth; for a composite, between its
+        last seam and depth."""
         least = blocks_before_last_part(self.config)
         if not least <= site <= self.depth:
             why = f" (a composite is cut after its last seam, which is at {least})" if least else ""
-            raise UsageError(f"layer must be in {least}..{self.depth} for {self.name}{why}; got {site}.")
+            raise UsageError(f"{name} must be in {least}..{self.depth} for {self.name}{why}; got {site}.")
         return site

@@ -61,9 +61,10 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
             for one in best_in(report, kind, row):
                 found = next(item for item in one["rows"] if item["name"] == row)
                 null = difference(found["null_minus"]) if "null_minus" in found else ""
-                label = f"{blocks(one)} {kind}, {'as it is' if row == 'passthrough' else row}"
+                which = f"{'block' if one['length'] == 1 else 'blocks'} {blocks(one)}"
+                label = f"{which} {kind}, {'as it is' if row == 'passthrough' else row}"
                 lines.append([label, str(one["blocks"]), f"{found['ce']:.3f}", difference(found["minus_whole"]), null])
-    header = ["", "blocks", "CE", "− whole model", "elsewhere − here"]
+    header = ["", "blocks left", "CE", "− whole model", "elsewhere − here"]
     return header, lines, f"Best range of each length; {report['tokens']['report']:,} held-out tokens"
 
 

@@ -33,11 +33,13 @@ def read(source: str, characters: int | None = None, progress: Progress | None =
     A dataset is given as `name` or `name:config`; the column `text` of its train split is streamed until `characters` have
     been read (None: to the end).
 
+    A text that stands several times is given once, as it would otherwise be in several splits.
+
     Raises: UsageError for a path that does not exist, and for SELF, as there is no model here; StitchError, while reading, for
     a source that cannot be read.
     """
     if (lent := LENT.get(source)) is not None:
-        return iter(lent)
+        return _once(lent)
     if source == "docs":
         from stitch.text.corpus import cached_documents
 
@@ -48,12 +50,22 @@ def read(source: str, characters: int | None = None, progress: Progress | None =
         )
     path = Path(source)
     if path.is_dir():
-        return (document for file in sorted(path.rglob("*")) if file.is_file() for document in _file(file, path))
+        return _once(document for file in sorted(path.rglob("*")) if file.is_file() for document in _file(file, path))
     if path.is_file():
-        return _file(path, path.parent)
+        return _once(_file(path, path.parent))
     if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
         raise UsageError(f"text must be docs, a file, a folder or a dataset name; there is no file {source}.")
-    return _dataset(source, characters, progress)
+    return _once(_dataset(source, characters, progress))
+
+
+def _once(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents without those whose text has stood before."""
+    seen: set[bytes] = set()
+    for name, text in documents:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield name, text
 
 
 def _file(path: Path, root: Path) -> Iterator[Document]:
@@ -68,9 +80,13 @@ def _file(path: Path, root: Path) -> Iterator[Document]:
     for number, line in enumerate(content.splitlines()):
         try:
             text = json.loads(line)["text"] if line.strip() else ""
-        except (ValueError, KeyError, TypeError) as error:
-            message = f"{path}, line {number + 1}, needs a JSON object with a `text` field; got {line[:40]!r}."
+        except ValueError as error:
+            raise StitchError(f"{path}, line {number + 1}, is not valid JSON: {line[:40]!r}.") from error
+        except (KeyError, TypeError) as error:
+            message = f'{path}, line {number + 1}, needs a JSON object with a field "text"; got {line[:40]!r}.'
             raise StitchError(message) from error
+        if not isinstance(text, str):
+            raise StitchError(f'{path}, line {number + 1}: the field "text" must be a string; got {str(text)[:40]}.')
         if text:
             yield f"{name}#{number}", text
 
@@ -114,7 +130,7 @@ def split_of(name: str) -> Split:
     return "report" if share < 0.05 else "sweep" if share < 0.10 else "fit"
 
 
-def select(documents: Iterable[Document], split: Split) -> list[Document]:
-    """The documents of one split, ordered by a hash of their names, so that every prefix is a random sample."""
-    chosen = [document for document in documents if split_of(document[0]) == split]
+def select(documents: Iterable[Document], split: Split | None) -> list[Document]:
+    """The documents of one split, or with None all, ordered by a hash of their names, so that every prefix is a random sample."""
+    chosen = [document for document in documents if split is None or split_of(document[0]) == split]
     return sorted(chosen, key=lambda document: hashlib.sha256(b"order " + document[0].encode()).digest())

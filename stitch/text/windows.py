@@ -219,20 +219,33 @@ def report_windows(
     tokenizer: Any,
     context: int,
     *,
+    whole: bool = False,
     writer: Writes | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> Windows:
-    """`tokens` tokens of the report split of `text`, which may be written by `writer`.
+    """`tokens` tokens of the report split of `text`, or of the `whole` text, which may be written by `writer`.
 
     Raises: StitchError when they do not fill one window.
     """
     wanted = Wanted({"report": -(-tokens // context) * context}, tokenizer, context)
-    corpus = corpus_of(text, CHARACTERS_PER_TOKEN * tokens * 25, wanted, writer, store, progress)
-    found = sample(select(corpus.documents, "report"), tokenizer, context, tokens)
+    characters = CHARACTERS_PER_TOKEN * tokens * (2 if whole else 25)
+    corpus = corpus_of(text, characters, wanted, writer, store, progress)
+    documents = select(corpus.documents, None if whole else "report")
+    found = sample(documents, tokenizer, context, tokens)
     windows = replace(found, text=text_read(text, corpus.documents, corpus.written))
     if windows.tokens == 0:
-        raise StitchError(
-            f"text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."
-        )
+        have = f"{len(documents):,} of its {len(corpus.documents):,} documents"
+        read = "" if whole else f" of the report split, which has {have}"
+        more = "use more text" if whole else "use more text, or `whole_text` in `eval`"
+        raise StitchError(f"text must fill one window of {windows.context} tokens{read}; {text} does not: {more}.")
     return windows
+
+
+def require_rows(windows: Windows, rows: int, name: str) -> None:
+    """Raises: UsageError where the text has tokens without a row in the embedding of the model called `name`."""
+    if windows.tokens and (largest := int(windows.ids.max())) >= rows:
+        raise UsageError(
+            f"the tokenizer must belong to the model; that of {name} gives ids up to {largest:,}, and its embedding has {rows:,} "
+            "rows: save the model's own beside it."
+        )

@@ -51,6 +51,8 @@ def make_prompts(
     Raises: UsageError when there is no such behaviour or file, when the context, the vocabulary or the text is too small for it,
     and for a file with other lines.
     """
+    if count < 1:
+        raise UsageError(f"count must be at least 1; got {count}.")
     if make := BEHAVIOURS.get(behaviour):
         generator = torch.Generator().manual_seed(seed)
         return make(TokenSampler(tokenizer, count, generator, longest, text, writer, progress))

@@ -17,7 +17,7 @@ def check(settings: AnySettings, a: Model, b: Model) -> None:
     a.check_site(settings.layer)
     require_exact(a, settings.layer, first=not settings.native)
     if isinstance(settings.layer_b, int):
-        b.check_site(settings.layer_b)
+        b.check_site(settings.layer_b, "layer_b")
         require_exact(b, settings.layer_b)
     elif settings.layer_b == "auto":
         check_choosable(settings.layer, b)

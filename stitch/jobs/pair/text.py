@@ -1,5 +1,6 @@
 """The text that a pair is fitted and measured on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings
@@ -10,7 +11,7 @@ from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.sources import Corpus
-from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, read_for, split_windows
+from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, read_for, require_rows, split_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,9 @@ def read_windows(
 ) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
     corpus = read_corpus(settings, a, b, progress, held_out, store=store)
-    return windows_of(corpus, settings, a, b, progress, held_out)
+    windows = windows_of(corpus, settings, a, b, progress, held_out)
+    require_all_rows(windows, a)
+    return windows
 
 
 def windows_of(
@@ -83,4 +86,12 @@ def windows_of(
 ) -> dict[Split, Windows]:
     """The same of a text that has been read."""
     size = text_size(settings, a, b, held_out)
-    return split_windows(corpus, size.limits, b.tokenizer, size.context, progress)
+    windows = split_windows(corpus, size.limits, b.tokenizer, size.context, progress)
+    require_all_rows(windows, b if b.original is None else a)
+    return windows
+
+
+def require_all_rows(windows: Mapping[Split, Windows], model: Model) -> None:
+    """Raises: UsageError where the text has tokens without a row in the model's embedding."""
+    for part in windows.values():
+        require_rows(part, model.vocabulary, model.name)
