@@ -20,7 +20,7 @@ GROUPS = [(), ("compile",), ("convert",), ("transfer",), ("cache",)]
 
 # Options that mean different things in different commands. All others have the same help everywhere.
 DIFFERENT = {
-    *("--context", "--features", "--held-out", "--host", "--length", "--out"),
+    *("--context", "--dry-run", "--features", "--held-out", "--host", "--length", "--out"),
     *("--prompts", "--steps", "--text", "--tokenizer", "--tokens", "--window"),
     *("--layer", "--layer-b", "--native", "--sae-passes", "--strength"),
 }  # fmt: skip

@@ -207,7 +207,7 @@ def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(n
 @pytest.mark.parametrize("name", ["heads", "ngram", "recurrent", "consolidate"])
 def test_a_conversion_without_a_folder_is_refused_before_any_work(name, pair):
     done = CliRunner().invoke(cli.app, [word.format(**pair, note=pair["text"]) for word in COMMANDS[name]])
-    assert done.exit_code == 2 and "--out must be a folder to write; got none" in done.output, done.output
+    assert done.exit_code == 2 and "--out must be a folder to write; only" in done.output, done.output
 
 
 @pytest.mark.slow

@@ -453,7 +453,7 @@ def test_impossible_sweeps_are_refused_in_one_line(more, message, donors, tmp_pa
     [
         (["--layer", "1", "--layer-b", "best"], "--layer-b must be a block's number or auto; got 'best'"),
         (["--layer", "1", "--layer-b", "1.5"], "--layer-b must be a block's number or auto; got '1.5'"),
-        (["--layer", "1", "--layer-b", "9"], "layer must be in 0..4"),
+        (["--layer", "1", "--layer-b", "9"], "layer-b must be in 0..4"),
         (["--layer", "0", "--layer-b", "auto"], "--layer-b auto needs a --layer of at least 1; got 0"),
     ],
 )

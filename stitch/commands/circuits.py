@@ -133,7 +133,7 @@ def graft(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     out: Annotated[Path | None, o.out_folder("DONOR-BEHAVIOUR")] = None,
-    dry_run: o.DryRun = False,
+    dry_run: o.DryGraft = False,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,

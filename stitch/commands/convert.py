@@ -230,7 +230,7 @@ def consolidate(
 
 @command(commands, PANEL, "stitch convert undo with-note --out donor-again")
 def undo(
-    model: o.Model,
+    model: Annotated[str, o.argument("MODEL", "Folder that `stitch convert consolidate` wrote.")],
     out: o.Out,
     overwrite: o.Overwrite = False,
     recipe: o.Recipe = None,

@@ -13,7 +13,7 @@ from stitch.commands.recipes import use_recipe
 from stitch.translation import rows
 
 SOURCES = (
-    "`docs` (the docstrings of installed Python packages), `self` (written by the model, of two by the second), a file, "
+    "`docs` (the docstrings of installed Python packages), `self` (written by the model; of two models, by the second), a file, "
     "a folder, or a Hugging Face dataset (name or name:config)"
 )
 MODELS = (
@@ -268,9 +268,11 @@ DryRun = Annotated[
     switch(
         "Output",
         "--dry-run",
-        "Write nothing, and show what would be done: time by stage, disk, memory and what the cache has; for a graft, "
-        "where every head and neuron would go.",
+        "Write nothing, and show what would be done: time by stage, disk, memory and what the cache has.",
     ),
+]
+DryGraft = Annotated[
+    bool, switch("Output", "--dry-run", "Write nothing, and show where every head and neuron of the circuit would go.")
 ]
 Json = Annotated[bool, switch("Output", "--json", "Print the report as JSON, and nothing else, on standard output.")]
 Quiet = Annotated[bool, switch("Output", "--quiet -q", "Show no progress on standard error.")]

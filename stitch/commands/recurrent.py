@@ -118,8 +118,8 @@ def recurrent(
 ) -> None:
     """Replace the KV cache by a state of constant size.
 
-    The result is a recurrent network: each head keeps some keys exactly and remembers the others in fast weights. The
-    report compares with a plain window and other controls of the same size in bytes.
+    The result is a recurrent network: each head keeps some keys exactly, and of the others the mean of their values, or fast
+    weights with --multiple. The report compares with a plain window and other controls of the same size in bytes.
     """
     require_out(out, dry_run)
     result = or_estimate(stitch.convert.recurrent, dry_run)(

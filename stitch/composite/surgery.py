@@ -63,7 +63,7 @@ def why_not_spliced(model: Model, early: int, late: int) -> str | None:
     if not (0 < early <= model.depth and 0 <= late <= model.depth and early != late):
         return (
             "`native` removes blocks `layer` to `layer_b` − 1 or repeats blocks `layer_b` to `layer` − 1, so `layer` must be "
-            f"above 0 and differ from `layer_b`, which is by default the same; got {early} and {late}: give both."
+            f"above 0 and differ from `layer_b`; got {early} and {late}: choose others, and give both."
         )
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         return (

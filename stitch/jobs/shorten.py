@@ -43,7 +43,7 @@ from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Alternative
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.other_ranges import bridge_ranges, other_ranges, sites_of_ranges
-from stitch.jobs.pair.models import load_pair
+from stitch.jobs.pair.models import load_any_pair
 from stitch.jobs.pair.settings import complete
 from stitch.jobs.pair.streams import bridge_pair, harvest_pair
 from stitch.jobs.pair.text import read_windows
@@ -97,7 +97,7 @@ def shorten(
         if settings.layer_b == "auto":
             raise UsageError("layer_b must be a block's number with `native`; got auto: name the block.")
         with clock.stage("load"):
-            model, other, sources = load_pair(settings, progress, tried_small([settings]))
+            model, other, sources = load_any_pair(settings, progress, tried_small([settings]))
             if other is not model:
                 raise UsageError(
                     f"`native` changes one model, so `model_a` and `model_b` must be the same; got {model.name} and "

@@ -96,8 +96,9 @@ def notes(report: dict) -> list[str]:
             lines.append(f"Trained probes saw {report['trained_on']:,} labelled tokens of other texts.")
     if report["kind"] == "vector":
         lines.append(
-            f"{report['vectors']:,} vector(s), added {report['strength']:g} times at every token. Effect: correlation over the "
-            "vocabulary of the mean change of log probabilities with that in A. Size: ratio of their standard deviations."
+            f"Vectors: {report['vectors']:,}, each added at every token times {report['strength']:g} (strength). Effect: "
+            "correlation over the vocabulary of the mean change of log probabilities with that in A. Size: ratio of their "
+            "standard deviations."
         )
     return [*lines, *warning(report)]
 
