@@ -20,7 +20,7 @@ def _sentence(report: dict) -> str:
     price = f"with {found['flops']:.2f} of its FLOPs and {found['bytes']:.2f} of its bytes"
     if found["status"] == "level":
         spread = f"{found['ce_low']:+.3f} to {found['ce_high']:+.3f}"
-        cost = f"{found['flops']:.2f} of the composite's FLOPs and {found['bytes']:.2f} of its bytes"
+        cost = f"{found['flops']:.2f} of the FLOPs and {found['bytes']:.2f} of the bytes of the composite"
         return f"Level with {name}, which takes {cost}: the difference is {found['ce']:+.3f} nats ({spread})."
     low, high = sorted((abs(found["ce_low"]), abs(found["ce_high"])))
     nats = f"by {abs(found['ce']):.3f} nats ({low:.3f} to {high:.3f})"
