@@ -49,7 +49,7 @@ def test_a_counted_loop_that_is_left_ends(last):
 
 @pytest.mark.parametrize("characters, last", [(100, (60, 60)), (50, (50, 50))])
 def test_a_dataset_with_less_text_than_wanted_ends(characters, last, monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: [{"text": "x" * 20}] * 3)
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: [{"text": one * 20} for one in "xyz"])
     heard = Heard()
     assert len(list(read("someone/text", characters, heard))) == 3
     assert not heard.unfinished and heard.stages["reading someone/text (characters)"][-1] == last

@@ -40,19 +40,37 @@ class Matching:
     deviation_b: Float64[np.ndarray, " features_b"]
 
 
-def match(batches: Batches, method: str, *, seed: int, budget_bytes: int, progress: Progress | None = None) -> Matching:
-    """Matches the features of A and B, given a stream of sparse codes on the same tokens that can be started again.
+@dataclass(frozen=True)
+class Assigned:
+    """The best one-to-one matching of the candidate edges in `graph`, a bound on how far from the optimum it is, and the
+    correlations that it is of."""
 
-    `method` is one of: `hungarian`, the optimal one-to-one assignment; `ot` and `unbalanced`, transport plans on the candidate
-    graph with firing frequencies as marginals. A shuffle keeps rows and masses, and exchanges partners that fire about as often.
-    """
+    correlations: Correlations
+    graph: Candidates
+    pairs: Pairs
+    certificate: Certificate
+
+
+def assigned(batches: Batches, *, seed: int, budget_bytes: int, progress: Progress | None = None) -> Assigned:
+    """Matches the features of A and B one to one, given a stream of sparse codes on the same tokens that can be started again."""
     correlations = Correlations.read(batches, budget_bytes=budget_bytes, threads=torch.get_num_threads())
-    moments_a, moments_b = correlations.moments_a, correlations.moments_b
     heard = partial(progress, "correlations (features)") if progress else lambda done, total: None
     graph = candidates(correlations, generator=np.random.default_rng(seed), progress=heard)
     step = Steps("assignment (rounds, at most)", ROUNDS, progress)
     pairs, certificate = assign_certified(correlations, graph, rounds=ROUNDS, tick=step)
     step.end()
+    return Assigned(correlations, graph, pairs, certificate)
+
+
+def match(batches: Batches, method: str, *, seed: int, budget_bytes: int, progress: Progress | None = None) -> Matching:
+    """`assigned`, and what translations through a matching and their null are made of.
+
+    `method` is one of: `hungarian`, the optimal one-to-one assignment; `ot` and `unbalanced`, transport plans on the candidate
+    graph with firing frequencies as marginals. A shuffle keeps rows and masses, and exchanges partners that fire about as often.
+    """
+    best = assigned(batches, seed=seed, budget_bytes=budget_bytes, progress=progress)
+    correlations, graph, pairs = best.correlations, best.graph, best.pairs
+    moments_a, moments_b = correlations.moments_a, correlations.moments_b
     step = Steps("transport and shuffles (steps)", 2, progress)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
     if method == "hungarian":
@@ -82,7 +100,7 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int, progre
     ends = np.cumsum([len(edge[0]) for edge in edges])
     parts = zip(edges, np.split(found, ends[:-1]), strict=True)
     used, *shuffles, transport = (matched(*edge, correlation) for edge, correlation in parts)
-    return Matching(graph, pairs, certificate, used, shuffles, transport, np.sqrt(moments_b.variance))
+    return Matching(graph, pairs, best.certificate, used, shuffles, transport, np.sqrt(moments_b.variance))
 
 
 def _exchanged(

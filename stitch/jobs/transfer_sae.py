@@ -19,7 +19,7 @@ from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.features.codes import code_stream
 from stitch.features.given import Place, look_at, require_fitting
-from stitch.features.matching import match
+from stitch.features.matching import assigned
 from stitch.features.saes import place_of
 from stitch.files.store import Store
 from stitch.jobs.pair.features import chunk_tokens
@@ -187,9 +187,8 @@ def _partners(sites: Sites, source: Dictionary, native: Dictionary) -> Int64[np.
     fit, settings = sites.paired["fit"], sites.settings
     chunk = chunk_tokens(settings, source, native)
     codes = code_stream(fit, source, native, chunk=chunk, folder=sites.scratch / "codes", progress=sites.progress)
-    pairs = match(
-        codes, "hungarian", seed=settings.seed, budget_bytes=settings.memory // 4, progress=sites.progress
-    ).pairs
+    budget = settings.memory // 4
+    pairs = assigned(codes, seed=settings.seed, budget_bytes=budget, progress=sites.progress).pairs
     partners = np.full(len(source.encoder_bias), -1)
     real = pairs.scores > pairs.null_scores
     partners[pairs.rows[real]] = pairs.cols[real]
