@@ -564,8 +564,9 @@ def test_impossible_requests_are_refused_in_one_line(root, tmp_path, more, messa
 
 
 def test_report_text_that_occurs_in_the_corpus_is_refused(root, tmp_path):
-    lines = (root / "text.jsonl").read_text().splitlines()
-    (tmp_path / "copies.jsonl").write_text("\n".join(lines[number % 20] for number in range(260)))
+    texts = [json.loads(line)["text"] for line in (root / "text.jsonl").read_text().splitlines()]
+    copies = [json.dumps({"text": f"{texts[number % 20]} {number}"}) for number in range(260)]  # which alone differs
+    (tmp_path / "copies.jsonl").write_text("\n".join(copies))
     done = invoke(root / "llama", tmp_path / "copies.jsonl", tmp_path / "out", "--tokens", "4096", "--drop", "2")
     assert done.exit_code == 2 and "text must have a report split with at most 10% of tokens in runs" in done.stderr
 

@@ -181,8 +181,9 @@ def test_a_model_whose_stream_overflows_is_named_with_the_site(tmp_path):
     net, tokenizer = open_folder(tiny.save(tmp_path / "gpt2", "gpt2"))
     with torch.no_grad():
         net.transformer.wte.weight[tokenizer(WORDS[-1])["input_ids"]] = 2e38  # finite, but its square is not
+    texts = [" ".join([*WORDS[number % 7 :], *WORDS[: number % 7] * (1 + number // 7)]) for number in range(400)]
     with pytest.raises(
         StitchError, match=r"activations must be finite; .* gives NaN or infinity at site [12]: load it in"
     ):
-        stitch.join((net, tokenizer), (net, tokenizer), 2, text=[" ".join(WORDS)] * 400, tokens=4096, context=16,
+        stitch.join((net, tokenizer), (net, tokenizer), 2, text=texts, tokens=4096, context=16,
                     features=32, k=4, reference_steps=0, brief=True, device="cpu", quiet=True)  # fmt: skip

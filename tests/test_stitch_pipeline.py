@@ -383,7 +383,7 @@ def test_little_text_is_accepted_at_the_default_number_of_features(donors, tmp_p
     "changes, message",
     [
         ({"layer": 7}, r"layer must be in 0..6 for .*; got 7"),
-        ({"layer_b": -1}, r"layer must be in 0..6 for .*; got -1"),
+        ({"layer_b": -1}, r"layer_b must be in 0..6 for .*; got -1"),
         ({"features": 40}, "features must be at least the width, 48; got 40"),
         ({"features": 2049}, "features must be at most half the number of tokens to fit on, 4,096; got 2,049"),
         (
