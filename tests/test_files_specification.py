@@ -82,7 +82,7 @@ def test_a_file_must_be_there_small_and_utf_8(tmp_path: Path):
             read_text(file, "the program", MOST_YAML)
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(file, "the program") == {"a": 1}
-    with pytest.raises(UsageError, match="must be a file; .* is a folder"):
+    with pytest.raises(UsageError, match=r"must be a file; .* is a folder"):
         read_json(tmp_path, "the program")
 
 
