@@ -1,6 +1,8 @@
 """The settings of a stitch: as they are asked for, and with every default that depends on the models filled in."""
 
 from dataclasses import asdict, dataclass, fields
+from operator import index
+from typing import SupportsIndex, cast
 
 from stitch.errors import UsageError
 from stitch.models.device import DTYPES
@@ -78,12 +80,17 @@ class _Common:
                 raise UsageError(f"{name} must be at least {bound:,}; got {got:,}.")
 
     def _require_types(self) -> None:
-        """From Python any value may come, where the command line has read numbers as numbers."""
-        for name in ("layer", "layer_b", "features", *LEAST):
-            got = getattr(self, name, None)
-            other = {"layer": (), "layer_b": (type(None), str)}.get(name, (type(None),))
-            if not isinstance(got, (int, *other)) or isinstance(got, bool):
-                raise UsageError(f"{name} must be a whole number; got {got!r}.")
+        """From Python any value may come, where the command line has read numbers as numbers. Those of numpy become Python's."""
+        for field in fields(self):
+            got = getattr(self, field.name)
+            if field.name not in ("layer", "layer_b", "features", *LEAST) or (got is None and field.default is None):
+                continue
+            if field.name == "layer_b" and isinstance(got, str):
+                continue
+            try:
+                object.__setattr__(self, field.name, index(cast(SupportsIndex, None if isinstance(got, bool) else got)))
+            except TypeError:
+                raise UsageError(f"{field.name} must be a whole number; got {got!r}.") from None
 
     @property
     def steps_of_reference(self) -> int:

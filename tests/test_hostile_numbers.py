@@ -167,10 +167,10 @@ def test_a_cosine_does_not_depend_on_length(name):
 
 def test_documents_of_one_token_are_scored_or_refused(tmp_path):
     model = open_folder(tiny.save(tmp_path / "gpt2", "gpt2"))
-    text = [WORDS[number % len(WORDS)] for number in range(300)]
+    text = [chr(ord("a") + first) + chr(ord("a") + second) for first in range(26) for second in range(12)]
 
     def scored() -> float:
-        found = stitch.evaluate(model, text=text, tokens=64, context=32, device="cpu", quiet=True)
+        found = stitch.evaluate(model, text=text, whole_text=True, tokens=64, context=32, device="cpu", quiet=True)
         return next(row["ce"] for row in found.report["results"])
 
     found = result_of(scored)

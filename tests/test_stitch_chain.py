@@ -269,9 +269,9 @@ def test_requests_that_the_models_cannot_meet_are_refused_before_any_work(donors
         assert not list(tmp_path.glob("*out*")) and "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "layer must be in 0..6" in refusal(replace(parts[0], stop=7), *parts[1:])
-    assert "layer must be in 0..6" in refusal(parts[0], replace(parts[1], stop=7), parts[2])
-    assert "layer_b must be in 0..6" in refusal(parts[0], replace(parts[1], start=7, stop=8), parts[2])
+    assert "part 1 must lie in its model, which has 6 blocks" in refusal(replace(parts[0], stop=7), *parts[1:])
+    assert "got `to`: 7" in refusal(parts[0], replace(parts[1], stop=7), parts[2])
+    assert "got `from`: 7" in refusal(parts[0], replace(parts[1], start=7, stop=8), parts[2])
     assert "must begin in its model, which has 6 blocks" in refusal(*parts[:2], replace(parts[2], start=7))
     assert "runs to the end of its model, block 6 of" in refusal(*parts[:2], replace(parts[2], stop=5))
     assert "context must be at most 128" in refusal(*parts, context=129)

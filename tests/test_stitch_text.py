@@ -93,6 +93,15 @@ def test_a_text_that_stands_several_times_is_given_once(tmp_path: Path):
         assert [text for _, text in read(name)] == ["one", "two"]
 
 
+def test_rows_of_a_dataset_that_stand_several_times_do_not_count(monkeypatch: pytest.MonkeyPatch):
+    rows = [{"text": letter * 10} for letter in "aabbcd"]
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: rows)
+    assert [text[0] for _, text in read("someone/text", 30)] == ["a", "b", "c"]
+    rows.insert(1, {"text": None})
+    with pytest.raises(UsageError, match=r"must have strings; row 1 of someone/text is None"):
+        list(read("someone/text", 30))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -13,6 +13,7 @@ from sae.types import Dictionary
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, of_translation
 from stitch.modeling.modeling_translation import ngram_keys
+from stitch.translation.fit import draws_within
 from stitch.translation.module import translation_module
 from stitch.translation.packed import Packed
 from stitch.translation.packing import bytes_without_tables, pack, steps
@@ -51,6 +52,10 @@ def translation(ids: torch.Tensor, width_a: int) -> Translation:
         Term(Ngram(2, pairs), tiny.noise(len(pairs), WIDTH, seed=4)),
     )
     return Translation("t", terms, torch.zeros(WIDTH), torch.ones(WIDTH))
+
+
+def test_draws_of_a_null_are_as_many_as_an_eighth_of_the_memory_holds():
+    assert draws_within(2**30, 2**20) == 32 and draws_within(2**26, 2**24) == 1
 
 
 @pytest.mark.parametrize("activation", ["jumprelu", "topk"])

@@ -201,5 +201,6 @@ def refuse_unread(function: Callable[..., Any], when: str, **given: Any) -> None
     """
     parameters = signature(function).parameters
     for name, value in given.items():
-        if not isinstance(value, type(parameters[name].default)) or value != parameters[name].default:
+        default = parameters[name].default
+        if value != default or isinstance(value, bool) != isinstance(default, bool):
             raise UsageError(f"`{name}` is read only {when}; leave it out.")

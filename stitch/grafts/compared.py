@@ -21,7 +21,7 @@ from stitch.internals.weights import Spot
 from stitch.models.model import Model
 from stitch.models.writer import Writer
 from stitch.progress import Progress
-from stitch.text.windows import CONTEXT, report_windows
+from stitch.text.windows import CONTEXT, report_windows, require_rows
 
 # Scores of a graft
 
@@ -158,6 +158,7 @@ def text_scores(before: Model, after: Model, text: str, tokens: int, seed: int, 
         text, tokens, before.tokenizer, min(before.longest, CONTEXT), writer=Writer.of(before, seed), store=Store(),
         progress=progress,
     )  # fmt: skip
+    require_rows(windows, before.vocabulary, before.name)
     rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
     scores = evaluate(rows, windows, vocabulary=before.vocabulary, progress=progress)
     results = [score.row(name) for name, score in scores.items()]

@@ -200,6 +200,12 @@ def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Seque
             f"part {len(parts)} must begin in its model, which has {end} blocks ({last.model}): `from` must be at most {end}, "
             f"for its head alone; got {last.start}."
         )
+    for number, (part, model) in enumerate(zip(parts, models, strict=True), 1):
+        for word, block in (("from", part.start), ("to", part.stop)):
+            if block is not None and not 0 <= block <= model.depth:
+                raise UsageError(
+                    f"part {number} must lie in its model, which has {model.depth} blocks ({part.model}); got `{word}`: {block}."
+                )
     completed = [
         complete(settings, early, late) for settings, early, late in zip(seams, models, models[1:], strict=False)
     ]

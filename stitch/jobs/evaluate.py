@@ -57,10 +57,11 @@ def evaluate_models(
         text, tokens, found[0].tokenizer, window_length(found, context), whole=whole_text, writer=writer, store=Store(),
         progress=progress,
     )  # fmt: skip
-    require_rows(windows, found[0].vocabulary, model)
     other = None
     if against is not None and not same_ids(found[0].tokenizer, found[1].tokenizer):
         other = _in_own_tokens(found[1], against, Reader.of(model, found[0].tokenizer))
+    for name, one in zip(names, found if other is None else found[:1], strict=False):
+        require_rows(windows, one.vocabulary, name)
     lost = None if other is None else _lost(other, windows)
     scores = _scores(found, other, windows, memory, progress)
     report = {
@@ -68,6 +69,7 @@ def evaluate_models(
         "tokens": {"report": windows.tokens},
         "documents": counted(scores["model"]),
         "context": windows.context,
+        "whole_text": whole_text,
         "results": [score.row(name) for name, score in scores.items()],
         "differences": [] if against is None else [difference(scores, "model", "against")],
         "provenance": {"versions": versions(), **windows.provenance},

@@ -22,7 +22,7 @@ from stitch.progress import Progress
 from stitch.text.documents import SELF, read, select
 from stitch.text.file_ids import file_ids, text_of
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows, require_text_size
+from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows, require_rows, require_text_size
 
 LEAST = 10  # control documents
 SHORTEST = 8  # tokens of a document
@@ -68,6 +68,8 @@ def find_trace(
         raise UsageError(f"trace must have at least {SHORTEST} tokens; {document} has {len(ids)}: give a longer text.")
     others = _others(text, tokens, tokenizer, ids, controls + 1, seed, progress)
     windows = report_windows(text, tokens, tokenizer, longest, progress=progress)
+    for name, one in zip(names, found, strict=True):
+        require_rows(windows, one.vocabulary, name)
     pieces = [in_pieces(one, bos_of(tokenizer), longest) for one in (ids, *others)]
     curves, costs = [], []
     for number, one in enumerate(found):

@@ -17,7 +17,7 @@ from stitch.evaluation.stage import Stage
 from stitch.files.job import Clock
 from stitch.files.store import Store
 from stitch.jobs.pair.streams import harvest_pair
-from stitch.jobs.pair.text import read_corpus, windows_of
+from stitch.jobs.pair.text import read_corpus, require_all_rows, windows_of
 from stitch.jobs.transfer_across import Across, read_across
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -151,6 +151,8 @@ def read_sites(
         corpus = read_corpus(settings, a, b, progress, store=store)
         windows = windows_of(corpus, settings, a, b, progress)
         across = read_across(settings, a, b, windows, corpus)
+        if across is None:
+            require_all_rows(windows, a)
     with clock.stage("activations"):
         beside_b = a if across is None else across.a
         paired: dict[Split, Paired] = {

@@ -25,7 +25,8 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 def title(report: dict) -> str:
     """One line: which blocks of which models, and on how much text they are scored."""
-    scored = f"{report['tokens']['report']:,} held-out tokens{phrase(report)}"
+    kind = "tokens of the whole text" if report.get("whole_text") else "held-out tokens"
+    scored = f"{report['tokens']['report']:,} {kind}{phrase(report)}"
     if "site" not in report:
         return f"{report['models']['a']} on {scored}"
     return f"{_blocks_run(report)}; {scored}, nats per token"

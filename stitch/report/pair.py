@@ -66,7 +66,7 @@ def pair_report(settings: CompleteSettings, found: Joined) -> dict:
         "documents": counted(found.scores["b"]),
         "saes": _saes(settings, found.saes, found.scores),
         "sae_notes": found.sae_notes,
-        "matching": _matching(settings.matching, found.matching),
+        "matching": _matching(settings.matching, found.matching, len(found.fitted.shuffles)),
         "ridge": {**_ridges(found.fitted), **described(found.bridges)},
         "similarity": found.fitted.similarity,
         "results": [*results[:3], yardstick, *results[3:]],  # after a, b and the composite
@@ -158,8 +158,9 @@ def _cut_from(asked: int | None, given: str | None, dictionary: Dictionary) -> d
     return {"features_cut_from": FEATURES_PER_WIDTH * width} if is_cut else {}
 
 
-def _matching(method: str, matching: Matching) -> dict:
-    """Number of matched pairs, their correlations beside those of the random control, and the certified gap to the optimum."""
+def _matching(method: str, matching: Matching, shuffles: int) -> dict:
+    """Number of matched pairs, their correlations beside those of the random control, the certified gap to the optimum,
+    and the draws of its null."""
     pairs = matching.pairs
     scores, nulls = (pairs.scores, pairs.null_scores) if len(pairs) else (np.zeros(1), np.zeros(1))
     return {
@@ -169,4 +170,5 @@ def _matching(method: str, matching: Matching) -> dict:
         "null_mean_score": float(nulls.mean()),
         "above_0.7": float((scores > 0.7).mean()),
         "gap": matching.certificate.gap,
+        "shuffles": shuffles,
     }

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -55,17 +55,25 @@ def read(source: str, characters: int | None = None, progress: Progress | None =
         return _once(_file(path, path.parent))
     if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
         raise UsageError(f"text must be docs, a file, a folder or a dataset name; there is no file {source}.")
-    return _once(_dataset(source, characters, progress))
+    return _dataset(source, characters, progress)
 
 
 def _once(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents without those whose text has stood before."""
+    is_new = _firsts()
+    return ((name, text) for name, text in documents if is_new(text))
+
+
+def _firsts() -> Callable[[str], bool]:
+    """A function that says of each text whether it is asked about it for the first time."""
     seen: set[bytes] = set()
-    for name, text in documents:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        if digest not in seen:
-            seen.add(digest)
-            yield name, text
+
+    def is_first(text: str) -> bool:
+        before = len(seen)
+        seen.add(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+        return len(seen) > before
+
+    return is_first
 
 
 def _file(path: Path, root: Path) -> Iterator[Document]:
@@ -95,19 +103,27 @@ def _dataset(source: str, characters: int | None, progress: Progress | None) -> 
     from datasets import load_dataset
 
     name, _, config = source.partition(":")
-    seen = 0
+    seen, is_new = 0, _firsts()
     try:
         rows = patiently(lambda: load_dataset(name, config or None, split="train", streaming=True))
         with bounded():
             for number, row in enumerate(rows):
-                yield f"{name}#{number}", row["text"]
-                seen += len(row["text"])
+                if not isinstance(text := row["text"], str):
+                    raise UsageError(
+                        f"a dataset's column `text` must have strings; row {number} of {source} is {text!r:.40}."
+                    )
+                if not is_new(text):
+                    continue
+                yield f"{name}#{number}", text
+                seen += len(text)
                 if progress and characters is not None:
                     progress(f"reading {name} (characters)", min(seen, characters), characters)
                 if characters is not None and seen >= characters:
                     return
         if progress and characters is not None:
             progress(f"reading {name} (characters)", seen, seen)  # there are no more
+    except UsageError:
+        raise
     except KeyError as error:
         raise UsageError(
             f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file."

@@ -219,12 +219,13 @@ def report_windows(
     tokenizer: Any,
     context: int,
     *,
-    whole: bool = False,
+    whole: bool | None = None,
     writer: Writes | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> Windows:
-    """`tokens` tokens of the report split of `text`, or of the `whole` text, which may be written by `writer`.
+    """`tokens` tokens of the report split of `text`, or of the `whole` text, which may be written by `writer`. `whole` is None
+    where the user has no such choice.
 
     Raises: StitchError when they do not fill one window.
     """
@@ -237,7 +238,7 @@ def report_windows(
     if windows.tokens == 0:
         have = f"{len(documents):,} of its {len(corpus.documents):,} documents"
         read = "" if whole else f" of the report split, which has {have}"
-        more = "use more text" if whole else "use more text, or `whole_text` in `eval`"
+        more = "use more text, or `whole_text`" if whole is False else "use more text"
         raise StitchError(f"text must fill one window of {windows.context} tokens{read}; {text} does not: {more}.")
     return windows
 

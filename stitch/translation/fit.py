@@ -284,10 +284,14 @@ def _closed_forms(
         evidence.fit.site_a, features.a, features.b, features.matching, moments, moments_held, options.seed
     )
     found = {row.name: function_of(row)(given) for row in rows}
-    per_draw = 4 * features.a.encoder.shape[1] * len(mean)  # a decoder in float32
-    draws = features.matching.shuffles[: max(1, options.memory // 8 // per_draw)]
-    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in draws]
+    most = draws_within(options.memory, features.a.encoder.shape[1] * len(mean))
+    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in features.matching.shuffles[:most]]
     return _LeastSquares({}, {}, found, shuffles, similarity, mean)
+
+
+def draws_within(memory: int, numbers: int) -> int:
+    """How many draws of a null, each of so many numbers in float32, an eighth of the memory holds; at least one."""
+    return max(1, memory // 8 // (4 * numbers))
 
 
 def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
