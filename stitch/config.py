@@ -20,9 +20,7 @@ CHOICES = {
 }
 
 
-LEAST = {
-    "tokens": LEAST_TOKENS, "held_out": 1, "context": 8, "k": 1, "ngrams": 0, "routes": 0, "reference_steps": 0, "seed": 0,
-}  # fmt: skip
+LEAST = {"held_out": 1, "context": 8, "k": 1, "ngrams": 0, "routes": 0, "reference_steps": 0, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ class _Common:
             raise UsageError(f"seam_bytes must be 0 or more percent; got {self.seam_bytes}.")
         if self.memory < 2**26:
             raise UsageError(f"memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
-        for name, bound in LEAST.items():
+        for name, bound in {"tokens": LEAST_TOKENS, **LEAST}.items():
             if (got := getattr(self, name, None)) is not None and got < bound:
                 raise UsageError(f"{name} must be at least {bound:,}; got {got:,}.")
 
@@ -83,7 +81,9 @@ class _Common:
         """From Python any value may come, where the command line has read numbers as numbers. Those of numpy become Python's."""
         for field in fields(self):
             got = getattr(self, field.name)
-            if field.name not in ("layer", "layer_b", "features", *LEAST) or (got is None and field.default is None):
+            if field.name not in ("layer", "layer_b", "features", "tokens", *LEAST) or (
+                got is None and field.default is None
+            ):
                 continue
             if field.name == "layer_b" and isinstance(got, str):
                 continue
