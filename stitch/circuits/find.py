@@ -130,8 +130,8 @@ class ChosenCircuit:
     means: Means
     first: Prompts
     other: Prompts
-    whole: dict[str, float]
-    corrupt: dict[str, float]
+    whole: dict[str, Any]
+    corrupt: dict[str, Any]
     stability: float | None
     shallow: ShallowModel | None = None
     attribution: dict[Place, Tensor] | None = None
