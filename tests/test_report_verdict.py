@@ -26,7 +26,7 @@ def report(status: str, brief: bool) -> dict:
 )
 def test_a_brief_report_names_what_was_not_tried_where_it_might_change_the_verdict(status, brief):
     told = verdict_sentence(report(status, brief))
-    assert ("Not tried, because of --brief: reference:b-skip, null:untrained-a." in told) == (
+    assert ("Not tried, as the report is brief: reference:b-skip, null:untrained-a." in told) == (
         brief and status != "dominated"
     )
     assert "reference:own-tables" not in told and "b-shortened" not in told  # a brief report has them

@@ -1,7 +1,6 @@
 """What commands print: a page for people, or one JSON report."""
 
 import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import stitch
 from stitch.api.result import Result
 from stitch.errors import UsageError
+from stitch.files.finite import finite
 
 
 def or_estimate(function: Callable[..., Result], dry_run: bool) -> Callable[..., Result]:
@@ -25,16 +25,7 @@ def require_out(out: Path | None, dry_run: bool) -> None:
 
 def print_json(report: Any) -> None:
     """JSON has no infinities: the ends of an interval over one document are null."""
-    print(json.dumps(_finite(report), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    """A report with None in the place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(report), indent=2))
 
 
 def print_result(result: Result, as_json: bool) -> None:

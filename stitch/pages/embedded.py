@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import json
-import math
 from typing import Any
+
+from stitch.files.finite import finite
 
 # `<` cannot close the script element or open a comment; the two separators end a line in older JavaScript.
 ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
@@ -15,7 +16,7 @@ def script_json(value: Any) -> str:
     try:
         text = _compact(value)
     except ValueError:  # NaN or infinity; rare, and to look for them takes longer than all the rest
-        text = _compact(_finite(value))
+        text = _compact(finite(value))
     return text.translate(ESCAPES)
 
 
@@ -28,11 +29,3 @@ def policy(scripts: list[str]) -> str:
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

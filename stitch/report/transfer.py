@@ -79,7 +79,7 @@ def notes(report: dict) -> list[str]:
         if needed := report.get("memory_to_refit"):
             lines.append(
                 f"Neither encoder nor decoder was refitted, which would make a far better SAE: for {report['features']:,} "
-                f"features that takes --memory {-(-needed // 2**30)}G."
+                f"features that takes a `memory` of {-(-needed // 2**30)}G."
             )
         lines.append(
             f"{report['matched']:,} of {report['features']:,} features of A match one of the SAE trained on B better than its "

@@ -30,7 +30,7 @@ def _sentence(report: dict) -> str:
 
 
 def _not_tried(report: dict) -> str:
-    """The alternatives that `--brief` left out, where one of them might change the verdict.
+    """The alternatives that `brief` left out, where one of them might change the verdict.
 
     LinearPatch keeps a matrix of its own, so that it is never within the cost.
     """
@@ -43,7 +43,7 @@ def _not_tried(report: dict) -> str:
     names = [
         row.name for row in rows if row.alternative and not (row.brief or row.across_tokenizers or row.name in never)
     ]
-    return f" Not tried, because of --brief: {', '.join(names)}." if names else ""
+    return f" Not tried, as the report is brief: {', '.join(names)}." if names else ""
 
 
 def named(row: str, report: dict) -> str:

@@ -246,7 +246,7 @@ def _nulls() -> list[Row]:
         null(
             "shuffled-matching", "permutation", made_by=None, brief=True,
             help="`permutation` with partners exchanged among features that fire about as often; the mean of 20 draws, or "
-            "of as many as an eighth of `--memory` holds.",
+            "of as many as an eighth of `memory` holds.",
             costs="an encoder and a product on its active features",
         ),
         null(
