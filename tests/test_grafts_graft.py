@@ -74,13 +74,12 @@ def right(report: dict, number: int = 0) -> dict[str, float]:
     return {row["name"]: row["right"] for row in report["grafts"][number]["results"]}
 
 
-CONTROLS = (
-    "host without the graft",
-    "noise of the same norm",
-    "blocks in opposite order",
-    "without block 0",
-    "without block 1",
-)
+def controls(rows: dict[str, float]) -> list[float]:
+    """What the five controls have; the circuit's first block in the host is 1 where positions are written before it."""
+    names = ("host without the graft", "noise of the same norm", "blocks in opposite order")
+    found = [value for name, value in rows.items() if name in names or name.startswith("without block")]
+    assert len(found) == 5
+    return found
 
 
 def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(llama: Path):
@@ -88,10 +87,10 @@ def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(
     assert report["grafts"][0]["circuit"] == CIRCUIT  # the circuit is searched for, not given
     scores = right(report)
     assert scores["donor"] > 0.99 and scores["host, grafted"] >= 0.97 * scores["donor"]
-    assert max(scores[name] for name in CONTROLS) < 0.05 and scores["host on corrupt prompts"] < 0.02
+    assert max(controls(scores)) < 0.05 and scores["host on corrupt prompts"] < 0.02
     kl = {row["name"]: row["kl"] for row in report["grafts"][0]["results"] if "kl" in row}
     assert kl["its circuit alone"] == 0 and kl["host, grafted"] < 0.5
-    assert min(kl[name] for name in CONTROLS) > 4
+    assert min(controls(kl)) > 4
     heads = report["grafts"][0]["plan"]["heads"]
     assert [head["kind"] for head in heads] == ["1 back", "content, distance"]
     assert heads[0]["back"][1] > 0.95
@@ -187,7 +186,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
     )
     scores, plan = right(report), report["grafts"][0]["plan"]
     assert scores["host, grafted"] >= 0.97 * scores["donor"]
-    assert max(scores[name] for name in CONTROLS) < 0.05
+    assert max(controls(scores)) < 0.05
     shared = changes.get("num_attention_heads", 1) // changes.get("num_key_value_heads", 1)
     assert all(head["host"][1] % shared == 0 for head in plan["heads"])
     wide = changes.get("hidden_size", changes.get("n_embd", 400)) > 208
@@ -198,7 +197,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
     report = graft([GraftRequest(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
     scores = right(report)
-    assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
+    assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(controls(scores)) < 0.05
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
 
 
@@ -266,14 +265,14 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
         landed = {f"head {block}.{head}" for block, head in (each["host"] for each in one["plan"]["heads"])}
         named = {node["clerp"] for node in graph["nodes"] if node["feature_type"] == "attention head"}
         assert {name.partition(" (")[0] for name in named} <= landed
-    assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
-    assert report["free"] == {"channels": 448 - 2 * 209, "of": 448}
+    assert [one["plan"]["channels"] for one in report["grafts"]] == [210, 210]
+    assert report["free"] == {"channels": 448 - 2 * 210, "of": 448}
     assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {
-        (0, 0),
         (1, 0),
-        (0, 1),
+        (2, 0),
         (1, 1),
-    }
+        (2, 1),
+    }  # positions are written in block 0
     for number in (0, 1):
         scores = right(report, number)
         assert scores["this graft alone"] >= 0.97 * scores["donor"]
@@ -343,9 +342,9 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
     many = tmp_path / "many.json"
     many.write_text(json.dumps({"heads": {"0": [0, 1], "1": [2]}, "neurons": {"0": list(range(48))}}))
     request = [GraftRequest(str(gpt2), "induction", many)]
-    with pytest.raises(UsageError, match="needs 2 key heads in block 0 of host; it has 1"):
+    with pytest.raises(UsageError, match="needs 2 key heads in block 1 of host; it has 1"):
         graft(request, str(config(tmp_path, LLAMA, num_key_value_heads=1)), None, count=8)
-    with pytest.raises(UsageError, match="needs 48 neurons in block 0 of host; it has 32"):
+    with pytest.raises(UsageError, match="needs 48 neurons in block 1 of host; it has 32"):
         graft(request, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
@@ -458,7 +457,7 @@ def test_a_trained_host_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: 
     report = graft(request, str(host), out, count=8, strength=20.0, text=str(text), tokens=500)
     scores = right(report)
     assert scores["host without the graft"] < 0.05 and scores["host, grafted"] > 0.9
-    assert max(scores[name] for name in CONTROLS) < 0.1
+    assert max(controls(scores)) < 0.1
     before, after = report["text"]["results"]
     assert abs(before["ce"] - after["ce"]) > 1e-2
     net = AutoModelForCausalLM.from_pretrained(out)

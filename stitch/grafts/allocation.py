@@ -55,6 +55,10 @@ class FreeSpace:
         self.channels += size
         return taken
 
+    def groups_left(self, block: int, groups: int) -> int:
+        """How many key heads are free in a block that has `groups` of them."""
+        return groups - self.groups.get(block, 0)
+
     def take_group(self, block: int, groups: int) -> int:
         """The next key head of a block that has `groups` of them. Raises UsageError when all are taken."""
         group = self.groups.get(block, 0)

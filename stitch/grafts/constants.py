@@ -8,6 +8,7 @@ from torch import Tensor
 from stitch.circuits.components import Components, Place
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.placing import PlacedCircuit
+from stitch.grafts.written_positions import PlacedPositions
 from stitch.internals import weights
 from stitch.internals.weights import Spot
 from stitch.models.model import Model
@@ -69,11 +70,19 @@ def _left_out_heads(donor: Model, kept: Components, means: Mapping[Place, Tensor
             yield output @ projections[number].double().cpu()
 
 
-def needs_constant_lane(host: Model, placed: PlacedCircuit, constants: Mapping[Spot, Tensor], shift: Tensor) -> bool:
+def needs_constant_lane(
+    host: Model,
+    placed: PlacedCircuit,
+    constants: Mapping[Spot, Tensor],
+    shift: Tensor,
+    positions: PlacedPositions | None,
+) -> bool:
     """Whether the circuit has a bias or a constant that is not zero and that the host has no parameter for."""
     attention, mlp = weights.attention(host, 0), weights.mlp(host, 0)
     needed = [] if weights.norm(host, "final").bias is not None else [shift]
     if attention.q_bias is None:
+        if positions is not None and positions.blocks:
+            return True
         needed += [bias for head in placed.heads for bias in (head.maps.q_bias, head.maps.k_bias)]
     if mlp.up_bias is None:
         needed += [

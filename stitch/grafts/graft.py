@@ -24,7 +24,8 @@ from stitch.grafts.hosts import widened
 from stitch.grafts.landed import write_graphs
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import Plan, make_plan
-from stitch.grafts.positions import CODE_PLANES
+from stitch.grafts.position_heads import HEADS
+from stitch.grafts.positions import CODE_PLANES, PositionScheme
 from stitch.grafts.rearranged import rearranged_circuit
 from stitch.grafts.report import graft_card, plan_notes, plan_tables, result_notes, result_tables
 from stitch.grafts.trained import beside_trained_stream
@@ -120,7 +121,7 @@ def graft(
         report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
         apart = trained is None and _can_be_set_apart(target, circuits)
         grafts = []
-        for request, donor, chosen in zip(requests, donors, circuits, strict=True):
+        for number, (request, donor, chosen) in enumerate(zip(requests, donors, circuits, strict=True), 1):
             plan = make_plan(
                 donor,
                 request.behaviour,
@@ -132,6 +133,7 @@ def graft(
                 channels,
                 chosen.shallow,
                 beside_others=apart,
+                reserved=sum(_heads_of_first_block(later) for later in circuits[number:]),
             )
             report["grafts"].append(_described(request, chosen, plan))
             if trained is not None:
@@ -162,6 +164,10 @@ def graft(
         return Job(make=make)
 
     return run("graft", plan, out, overwrite=overwrite)[0]
+
+
+def _heads_of_first_block(chosen: ChosenCircuit) -> int:
+    return int(chosen.kept.masks["heads", chosen.kept.blocks()[0]].sum())
 
 
 def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:
@@ -271,14 +277,15 @@ def _needed(
     donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model, channels: int | None
 ) -> dict[str, int]:
     """Upper bounds for the channels, and the key heads and neurons of every block, that circuits take of a trained host."""
-    heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
+    heads, neurons = ([0] * (1 + max(donor.depth for donor in donors)) for _ in range(2))
     for donor, chosen in zip(donors, circuits, strict=True):
-        masks = chosen.kept.masks
-        for number, block in enumerate(chosen.kept.blocks()):
+        masks, writes_positions = chosen.kept.masks, PositionScheme.of(donor, host).loses_positions
+        heads[0] += HEADS * writes_positions
+        for number, block in enumerate(chosen.kept.blocks(), writes_positions):
             heads[number] += int(masks["heads", block].sum())
             per_neuron = units(weights.mlp(donor, block), weights.mlp(host, 0))
             neurons[number] += per_neuron * int(masks["neurons", block].sum()) + 1
-    # The donor's stream, its output, position codes and a constant; LayerNorm takes one more channel each of two times.
+    # The donor's stream, its output, position codes or BOS, and a constant; LayerNorm takes one more channel each of two times.
     width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
     return {"channels": width, "groups": max(heads), "neurons": max(neurons)}
 

@@ -15,8 +15,11 @@ from stitch.progress import Progress
 def landed(host: Model, plan: Plan) -> dict[Component, str]:
     """The heads and neurons of the host that a plan fills, each with a label that says where it comes from."""
     found: dict[Component, str] = {}
+    for number in plan.written_positions.queries if plan.written_positions else []:
+        component: Component = (("heads", 0), number)
+        found[component] = f"{name_of(component)} (donor's positions)"
     for head in plan.heads:
-        component: Component = (("heads", head.host_block), head.host_head)
+        component = (("heads", head.host_block), head.host_head)
         found[component] = f"{name_of(component)} (donor's {head.block}.{head.number})"
     for neurons in plan.neurons:
         for number in range(neurons.first, neurons.first + len(neurons.maps)):

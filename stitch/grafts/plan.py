@@ -1,7 +1,8 @@
 """Plans a graft without writing anything: channels, layers, heads and neurons in the host, and what each of them loses."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +20,7 @@ from stitch.grafts.frame import Frame, frame_for
 from stitch.grafts.norm_inputs import input_length, norm_inputs
 from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer, place_head, place_neurons
 from stitch.grafts.positions import PositionScheme
+from stitch.grafts.written_positions import PlacedPositions, ways_to_place
 from stitch.internals import weights
 from stitch.internals.positions import position_codes
 from stitch.internals.weights import Spot
@@ -46,7 +48,8 @@ class Plan:
 
     `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host for every token, in blocks
     without biases by the neurons `spares`. `shift` is added to the output of the final norm. `targets` are the donor's
-    normalised streams on the prompts `ids`, by spot of the host. `output` is set for trained hosts. `arrangement` is set if the
+    normalised streams on the prompts `ids`, by spot of the host. `written_positions` are learned positions of the donor in a host
+    with rotary ones, `positions` in a host that has learned ones too. `output` is set for trained hosts. `arrangement` is set if the
     donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor `first`, as its stream is longer.
     `quiet` is set beside other donors' circuits: what this one adds to the logits on average on the corrupt ones of these
     prompts, where it has nothing to do, is left out.
@@ -58,6 +61,7 @@ class Plan:
     layers: dict[int, int]
     embedding: Float[Tensor, "vocabulary d"]
     positions: Float[Tensor, "positions d"] | None
+    written_positions: PlacedPositions | None
     codes: Float[Tensor, "context columns"] | None
     heads: list[PlacedHead]
     neurons: list[PlacedNeurons]
@@ -78,6 +82,7 @@ class Plan:
             "channels": len(self.frame.lanes),
             "stream_kept": self.frame.kept,
             "layers": {str(block): host for block, host in self.layers.items()},
+            "positions": None if self.written_positions is None else self.written_positions.described(),
             "arrangement": None if self.arrangement is None else self.arrangement.to_dict(),
             "heads": [
                 {
@@ -115,32 +120,47 @@ def make_plan(
     channels: int | None = None,
     shallow: ShallowModel | None = None,
     beside_others: bool = False,
+    reserved: int = 0,
 ) -> Plan:
     """Plans how the components `kept` of the donor go into the free space of the host, all others giving their `means`.
 
     The donor's stream gets at most `channels` channels. `shallow` is the donor rearranged into fewer blocks, if it has to be.
-    `beside_others`: the host gets other donors' circuits too.
+    `beside_others`: the host gets other donors' circuits too. `reserved` key heads of its block 0 are left to circuits that are
+    planned later.
     Raises: UsageError when the circuit does not fit into the host; StitchError for an empty circuit, and for induction without a
     head that attends one token back if positions work differently in the host.
     """
     ids = prompts.clean[:PROMPTS_READ]
-    layers = _layers(donor, kept, host, shallow)
     if ids.shape[1] > host.longest:
         raise UsageError(
             f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}: choose another host."
         )
     transfer = Transfer(donor, host, space, PositionScheme.of(donor, host))
-    lost_positions = _lost_positions(transfer, ids.shape[1])
-    streams = _donor_streams(donor, kept, means, ids, list(layers), lost_positions, shallow)
-    first_block = 0 if shallow is None else shallow.arrangement.first
-    placed = _placed(transfer, kept, layers, streams, first_block)
+    # In fewer channels than the donor has the written positions would take directions from what the circuit reads.
+    is_whole = min(channels or donor.width, space.free - 2) >= donor.width
+    ways = ways_to_place(
+        transfer, prompts, rearranged=shallow is not None, heads_fit=is_whole and len(kept.blocks()) < host.depth,
+        reserved=reserved,
+    )  # fmt: skip
+
+    def place_heads(transfer: Transfer, positions: PlacedPositions | None) -> _PlacedHeads:
+        return _place_heads(transfer, kept, means, ids, shallow, positions)
+
+    def attention_moved(way: PlacedPositions | None) -> float:
+        trial = place_heads(replace(transfer, space=copy.deepcopy(space)), way)
+        return sum(head.moved for head in trial.heads)
+
+    positions = ways[0] if len(ways) == 1 else min(ways, key=attention_moved)
+    found = place_heads(transfer, positions)
+    layers, streams, first_block = found.layers, found.streams, 0 if shallow is None else shallow.arrangement.first
+    placed = PlacedCircuit(found.heads, _place_neurons(transfer, kept, layers, streams, first_block))
     if behaviour == "induction" and not transfer.scheme.alike:
         _require_previous_token_head(donor, placed.heads)
     values_are_biased = weights.attention(host, 0).v_bias is not None
     constants = constants_of(donor, kept, means, layers, placed, first_block, values_are_biased=values_are_biased)
     embedding = _embedding(donor, shallow) + constants.pop(EMBEDDING)
-    if lost_positions is not None:
-        embedding = embedding + lost_positions.mean(0)
+    if positions is not None:
+        embedding = positions.added_to(embedding)
     shift, unembedding = _final_maps(donor, streams.read_maps.get(("final", 0)))
     frame = frame_for(
         transfer,
@@ -149,7 +169,8 @@ def make_plan(
         streams.in_host,
         # BOS has lanes of its own length if blocks are rearranged, so the lanes of the others suit the others.
         streams.lengths if shallow is None else {spot: each[:, 1:] for spot, each in streams.lengths.items()},
-        has_constant=beside_others or needs_constant_lane(host, placed, constants, shift),
+        has_constant=beside_others or needs_constant_lane(host, placed, constants, shift, positions),
+        has_first=positions is not None and positions.blocks > 0,
         channels=channels,
         dominant=shallow is not None,
         beside_others=beside_others,
@@ -162,6 +183,7 @@ def make_plan(
         layers=layers,
         embedding=embedding,
         positions=table.double().cpu() if table is not None and transfer.scheme.alike else None,
+        written_positions=positions,
         codes=None if frame.codes is None else position_codes(transfer.scheme.code_frequencies, host.longest),
         heads=placed.heads,
         neurons=placed.neurons,
@@ -177,8 +199,10 @@ def make_plan(
     )
 
 
-def _layers(donor: Model, kept: Components, host: Model, shallow: ShallowModel | None) -> dict[int, int]:
-    """The host's blocks by the donor's blocks that have components: the arrangement's, or one after another.
+def _layers(
+    donor: Model, kept: Components, host: Model, shallow: ShallowModel | None, first: int
+) -> dict[int, int]:
+    """The host's blocks by the donor's blocks that have components: the arrangement's, or one after another from `first` on.
 
     Raises: StitchError for an empty circuit; UsageError when the host has too few blocks.
     """
@@ -192,7 +216,7 @@ def _layers(donor: Model, kept: Components, host: Model, shallow: ShallowModel |
             f"the circuit is in {len(blocks)} blocks of {donor.name}, one after another; {host.name} has {host.depth}: choose a "
             "deeper host."
         )
-    return {block: number for number, block in enumerate(blocks)}
+    return {block: number for number, block in enumerate(blocks, first)}
 
 
 @dataclass(frozen=True)
@@ -200,7 +224,7 @@ class _DonorStreams:
     """What the donor's norms read on some prompts, by spot of the donor.
 
     `normalised` is the stream after the norms in front of attention, as the heads read it. `in_host` is the stream after all
-    norms as the host will have it: without lost positions, and before the `read_maps`, which become part of the components'
+    norms as the host will have it: without what is lost of positions, and before the `read_maps`, which become part of the components'
     maps. `lengths` are root mean squares.
     """
 
@@ -235,7 +259,7 @@ def _donor_streams(
         normalised={spot: normalised(spot) for spot in inputs if spot[0] == "attention"},
         in_host={
             spot: weights.norm(donor, *spot).direction(
-                x if lost_positions is None else x - (lost_positions - lost_positions.mean(0))
+                x if lost_positions is None else x - lost_positions
             )
             for spot, x in inputs.items()
         },
@@ -244,19 +268,31 @@ def _donor_streams(
     )
 
 
-def _lost_positions(transfer: Transfer, length: int) -> Float[Tensor, "length d"] | None:
-    """The donor's learned positions if the host cannot have them, float64 on the CPU. Only their mean goes into its embedding."""
-    table = weights.positions(transfer.donor)
-    if table is None or not transfer.scheme.loses_positions:
-        return None
-    return table[:length].double().cpu()
+@dataclass(frozen=True)
+class _PlacedHeads:
+    """The circuit's heads in their places, the host's blocks by the donor's, and the streams that they read."""
+
+    layers: dict[int, int]
+    streams: _DonorStreams
+    heads: list[PlacedHead]
 
 
-def _placed(
-    transfer: Transfer, kept: Components, layers: dict[int, int], streams: _DonorStreams, first_block: int
-) -> PlacedCircuit:
-    """All heads of the circuit in their places, then all its neurons; of blocks before the `first_block` only the heads."""
-    placed_heads = [
+def _place_heads(
+    transfer: Transfer,
+    kept: Components,
+    means: Mapping[Place, Tensor],
+    ids: Int64[Tensor, "prompts length"],
+    shallow: ShallowModel | None,
+    positions: PlacedPositions | None,
+) -> _PlacedHeads:
+    """Takes the heads of the circuit, and those that write positions before them, from the host's free space."""
+    donor, host = transfer.donor, transfer.host
+    layers = _layers(donor, kept, host, shallow, first=0 if positions is None else positions.blocks)
+    lost = None if positions is None else positions.lost(ids.shape[1])
+    streams = _donor_streams(donor, kept, means, ids, list(layers), lost, shallow)
+    for _ in [] if positions is None else positions.groups:
+        transfer.space.take_group(0, weights.attention(host, 0).k.shape[1])
+    placed = [
         place_head(
             transfer,
             (block, number),
@@ -268,7 +304,14 @@ def _placed(
         for block in layers
         for number in kept.masks["heads", block].nonzero()[:, 0].tolist()
     ]
-    placed_neurons = [
+    return _PlacedHeads(layers, streams, placed)
+
+
+def _place_neurons(
+    transfer: Transfer, kept: Components, layers: dict[int, int], streams: _DonorStreams, first_block: int
+) -> list[PlacedNeurons]:
+    """The neurons of the circuit in their places, of the donor's blocks from `first_block` on."""
+    return [
         place_neurons(
             transfer,
             block,
@@ -280,7 +323,6 @@ def _placed(
         for block in layers
         if block >= first_block and kept.masks["neurons", block].any()
     ]
-    return PlacedCircuit(placed_heads, placed_neurons)
 
 
 def _embedding(donor: Model, shallow: ShallowModel | None) -> Float[Tensor, "vocabulary d"]:

@@ -48,6 +48,7 @@ def plan_notes(report: dict) -> list[str]:
         if plan["arrangement"] is not None:
             lines.append(_arranged(graft["donor"], plan["arrangement"]))
         lines.append(f"{graft['donor']} takes {plan['channels']} channels of the host, which hold {kept}.")
+        lines += _positions(graft["donor"], plan["positions"])
     return [*lines, f"{free['channels']} of {free['of']} channels are left."]
 
 
@@ -81,6 +82,7 @@ def result_notes(report: dict) -> list[str]:
             f"{graft['donor']}: heads: {heads}; {neurons:,} {inner_name(graft)}. The host lacks at most {missing:.1%} of what "
             "the donor's norms read."
         )
+        lines += _positions(graft["donor"], plan["positions"])
         lines += beyond(graft["results"], COPYING)
     if report["trained"]:
         before, after = report["text"]["results"]
@@ -121,6 +123,18 @@ def _arranged(donor: str, arrangement: dict) -> str:
     table = f"blocks before {first} are in the embedding; " if first else ""
     heads = f"heads of blocks {beside} are in the first block; " if beside else ""
     return f"{donor} has more blocks than the host: {table}{heads}the other blocks are merged as {groups}."
+
+
+def _positions(donor: str, positions: dict | None) -> list[str]:
+    """What became of the donor's learned positions, if the host has rotary ones."""
+    if positions is None:
+        return []
+    if not positions["heads"]:
+        return [f"The learned positions of {donor} are not written: tokens get the mean, and heads distances."]
+    return [
+        f"{positions['heads']} heads in block 0 write the learned positions of {donor}; {positions['lost']:.0%} of their variance "
+        "is lost."
+    ]
 
 
 def _dotted(place: list[int]) -> str:

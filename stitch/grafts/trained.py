@@ -40,7 +40,10 @@ def beside_trained_stream(
     faint = FAINT * (float(host_lengths["attention", 0].square().mean()) / longest) ** 0.5
     write, read = whole(space.take_channels(donor.width), weights.norm(donor, "final").centred)
     norms = float(host_lengths["final", 0].mean()) / float(donor_lengths["final", 0].mean())
-    faint_frame = replace(frame, write=faint * frame.write, read=frame.read / faint, length=faint * frame.length)
+    faint_frame = replace(
+        frame, write=faint * frame.write, read=frame.read / faint, length=faint * frame.length,
+        first=None if frame.first is None else faint * frame.first,
+    )  # fmt: skip
     usual = _mean_output(donor, kept, means, *max(plan.layers.items()))
     return replace(plan, frame=faint_frame, output=OutputLanes(faint * write, strength * norms / faint * read, usual))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stitch.grafts.norm_inputs import normalised_inputs
 from stitch.grafts.plan import Plan
+from stitch.grafts.written_positions import write_positions
 from stitch.internals import weights
 from stitch.internals.weights import Spot
 from stitch.models.model import Model
@@ -29,6 +30,9 @@ def write(host: Model, plans: Sequence[Plan]) -> list[list[dict]]:
         _silence(host)
     for plan in plans:
         _write_embedding(host, plan)
+    for plan in plans:
+        if plan.written_positions is not None:
+            write_positions(host, plan.written_positions, plan.frame, plan.ids)
     described: list[list[dict]] = [[] for _ in plans]
     for block in range(host.depth):
         for stage in ("attention", "mlp"):
@@ -120,6 +124,8 @@ def _write_embedding(host: Model, plan: Plan) -> None:
     """Adds the donor's tokens, positions, position codes and the constant to the host's embeddings."""
     frame = plan.frame
     host.embedding.weight.add_(_like(plan.embedding @ frame.write, host))
+    if frame.first is not None:
+        host.embedding.weight[plan.ids[0, 0]] += _like(frame.first, host)
     if frame.constant is not None:
         host.embedding.weight.add_(_like(frame.length * frame.constant, host))
         host.embedding.weight[plan.ids[0, 0]] += _like((plan.first - 1) * frame.length * frame.constant, host)

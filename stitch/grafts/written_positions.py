@@ -1,0 +1,115 @@
+"""A donor's learned positions placed in a host with rotary ones, and written there."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stitch.circuits.behaviours.prompts import Prompts
+from stitch.grafts.frame import Frame
+from stitch.grafts.norm_inputs import normalised_inputs
+from stitch.grafts.placing import Transfer
+from stitch.grafts.position_heads import HEADS, PositionHeads, one_for_all, position_heads
+from stitch.internals import weights
+from stitch.models.model import Model
+
+
+@dataclass(frozen=True)
+class PlacedPositions:
+    """A donor's learned `table` of positions in a host with rotary ones. `heads` are in block 0 of the host and read its key heads
+    from `first_group` on, `shared` of them each. The token `bos` begins every text."""
+
+    table: Float[Tensor, "positions d"]
+    heads: PositionHeads
+    first_group: int
+    shared: int
+    bos: int
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of the host come before those of the donor."""
+        return int(bool(self.heads.profiles))
+
+    @property
+    def groups(self) -> range:
+        """The key heads of the host."""
+        return range(self.first_group, self.first_group - (-len(self.heads.profiles) // self.shared))
+
+    @property
+    def queries(self) -> list[int]:
+        """The numbers of the heads in the host."""
+        return [group * self.shared + one for group in self.groups for one in range(self.shared)][: len(self.heads.profiles)]
+
+    def lost(self, length: int) -> Float[Tensor, "length d"]:
+        """What the host lacks of the first positions."""
+        return self.table[:length] - self.heads.written[:length]
+
+    def added_to(self, embedding: Float[Tensor, "vocabulary d"]) -> Float[Tensor, "vocabulary d"]:
+        """The embedding with what it has of the positions."""
+        total = embedding + self.heads.others
+        total[self.bos] += self.heads.bos - self.heads.others
+        return total
+
+    def described(self) -> dict:
+        """As the report has it."""
+        return {"heads": len(self.heads.profiles), "lost": self.heads.lost}
+
+
+def ways_to_place(
+    transfer: Transfer, prompts: Prompts, *, rearranged: bool, heads_fit: bool, reserved: int
+) -> list[PlacedPositions | None]:
+    """What can become of the donor's positions in the host: None if they need nothing, as the host has learned ones too or the
+    donor has none.
+
+    Heads are in the host's block 0, where `reserved` key heads are left to others. `heads_fit`: there is a block to spare for
+    them. Without heads all tokens but BOS get the mean position; so do all tokens if the donor is `rearranged` or if not all
+    prompts begin with a token that they do not have elsewhere.
+    """
+    table = weights.positions(transfer.donor)
+    if table is None or not transfer.scheme.loses_positions:
+        return [None]
+    table, host = table[: transfer.host.longest].double().cpu(), transfer.host
+    attention, bos = weights.attention(host, 0), int(prompts.clean[0, 0])
+    key_heads, shared = attention.k.shape[1], attention.shared
+    ids = torch.cat([prompts.clean, prompts.corrupt])
+    if rearranged or not bool(((ids == bos).sum(1) == 1).all() and (ids[:, 0] == bos).all()):
+        return [PlacedPositions(table, one_for_all(table[: ids.shape[1]]), 0, shared, bos)]
+    free = max(transfer.space.groups_left(0, key_heads) - reserved, 0) if heads_fit else 0
+    first = transfer.space.groups.get(0, 0)
+    return [
+        PlacedPositions(table, position_heads(table, transfer.scheme.host_frequencies, count), first, shared, bos)
+        for count in sorted({0, min(HEADS, free * shared)})
+    ]
+
+
+def write_positions(host: Model, positions: PlacedPositions, frame: Frame, ids: Int64[Tensor, "prompts length"]) -> None:
+    """Writes the heads into block 0 of the host, whose embedding has been written. `ids` are prompts to calibrate on.
+
+    Only BOS has a key that is not zero, and a value. Queries are the same for all tokens: a bias, or read from the constant lane.
+    """
+    if frame.first is None:
+        return
+    ours, stream = weights.attention(host, 0), normalised_inputs(host, [("attention", 0)], ids)["attention", 0]
+    first = frame.first / frame.first.norm()
+    first = first / (stream[:, 0] @ first).mean()
+    for group in positions.groups:
+        for part in (ours.k[:, group], ours.v[:, group]):
+            part.zero_()
+        planes = ours.k.shape[2] // 2
+        ours.k[:, group, :planes] = first[:, None].expand(-1, planes).to(ours.k)
+        ours.v[:, group, 0] = first.to(ours.v)
+        for bias in (ours.k_bias, ours.v_bias):
+            if bias is not None:
+                bias[group] = 0
+    for query, profile, vector in zip(positions.queries, positions.heads.profiles, positions.heads.write, strict=True):
+        scores = torch.cat([profile.phase.cos(), -profile.phase.sin()]) * profile.amplitude.repeat(2) / ours.scale
+        if ours.q_bias is not None:
+            ours.q[:, query] = 0
+            ours.q_bias[query] = scores.to(ours.q_bias)
+        else:
+            assert frame.constant is not None
+            constant = frame.constant / (stream @ frame.constant).mean()
+            ours.q[:, query] = torch.outer(constant, scores).to(ours.q)
+        ours.o[query, 0] = (vector @ frame.write).to(ours.o)
+        ours.o[query, 1:] = 0
