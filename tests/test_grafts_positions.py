@@ -89,5 +89,12 @@ def frame_of(host: Model, space: FreeSpace, width: int, length: float) -> Frame:
     lanes = space.take_channels(width + 2)
     write, read = whole(lanes[:width], centred=False)
     return Frame(
-        lanes, write, read, constant=lanes[width], codes=None, first=0.5 * length * lanes[width + 1], length=length, kept=1.0
+        lanes,
+        write,
+        read,
+        constant=lanes[width],
+        codes=None,
+        first=0.5 * length * lanes[width + 1],
+        length=length,
+        kept=1.0,
     )

@@ -167,7 +167,7 @@ def graft(
 
 
 def _heads_of_first_block(chosen: ChosenCircuit) -> int:
-    return int(chosen.kept.masks["heads", chosen.kept.blocks()[0]].sum())
+    return next((int(chosen.kept.masks["heads", block].sum()) for block in chosen.kept.blocks()), 0)
 
 
 def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:

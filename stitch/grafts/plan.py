@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.circuits.behaviours.prompts import Prompts
-from stitch.circuits.components import Components, Place, replaced
+from stitch.circuits.components import Components, Place
 from stitch.circuits.reads import ReadMap
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
@@ -17,8 +17,8 @@ from stitch.grafts import heads
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.constants import EMBEDDING, constant_neurons, constants_of, needs_constant_lane
 from stitch.grafts.frame import Frame, frame_for
-from stitch.grafts.norm_inputs import input_length, norm_inputs
-from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer, place_head, place_neurons
+from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer
+from stitch.grafts.placing_circuit import place_all_heads, place_all_neurons
 from stitch.grafts.positions import PositionScheme
 from stitch.grafts.written_positions import PlacedPositions, ways_to_place
 from stitch.internals import weights
@@ -48,11 +48,11 @@ class Plan:
 
     `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host for every token, in blocks
     without biases by the neurons `spares`. `shift` is added to the output of the final norm. `targets` are the donor's
-    normalised streams on the prompts `ids`, by spot of the host. `written_positions` are learned positions of the donor in a host
-    with rotary ones, `positions` in a host that has learned ones too. `output` is set for trained hosts. `arrangement` is set if the
-    donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor `first`, as its stream is longer.
-    `quiet` is set beside other donors' circuits: what this one adds to the logits on average on the corrupt ones of these
-    prompts, where it has nothing to do, is left out.
+    normalised streams on the prompts `ids`, by spot of the host. `positions` is the donor's table for a host that has learned
+    positions too, `written_positions` what a host with rotary ones gets instead. `output` is set for trained hosts.
+    `arrangement` is set if the donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor
+    `first`, as its stream is longer. `quiet` is set beside other donors' circuits: what this one adds to the logits on average
+    on the corrupt ones of these prompts, where it has nothing to do, is left out.
     """
 
     donor: str
@@ -143,17 +143,14 @@ def make_plan(
         reserved=reserved,
     )  # fmt: skip
 
-    def place_heads(transfer: Transfer, positions: PlacedPositions | None) -> _PlacedHeads:
-        return _place_heads(transfer, kept, means, ids, shallow, positions)
-
     def attention_moved(way: PlacedPositions | None) -> float:
-        trial = place_heads(replace(transfer, space=copy.deepcopy(space)), way)
-        return sum(head.moved for head in trial.heads)
+        trial = replace(transfer, space=copy.deepcopy(space))
+        return sum(head.moved for head in place_all_heads(trial, kept, means, ids, way, shallow).heads)
 
     positions = ways[0] if len(ways) == 1 else min(ways, key=attention_moved)
-    found = place_heads(transfer, positions)
+    found = place_all_heads(transfer, kept, means, ids, positions, shallow)
     layers, streams, first_block = found.layers, found.streams, 0 if shallow is None else shallow.arrangement.first
-    placed = PlacedCircuit(found.heads, _place_neurons(transfer, kept, layers, streams, first_block))
+    placed = PlacedCircuit(found.heads, place_all_neurons(transfer, kept, layers, streams, first_block))
     if behaviour == "induction" and not transfer.scheme.alike:
         _require_previous_token_head(donor, placed.heads)
     values_are_biased = weights.attention(host, 0).v_bias is not None
@@ -197,132 +194,6 @@ def make_plan(
         first=1.0 if shallow is None else _length_of_first(streams.lengths),
         quiet=prompts if beside_others else None,
     )
-
-
-def _layers(
-    donor: Model, kept: Components, host: Model, shallow: ShallowModel | None, first: int
-) -> dict[int, int]:
-    """The host's blocks by the donor's blocks that have components: the arrangement's, or one after another from `first` on.
-
-    Raises: StitchError for an empty circuit; UsageError when the host has too few blocks.
-    """
-    blocks = kept.blocks() if shallow is None else list(shallow.arrangement.layers)
-    if not blocks:
-        raise StitchError("the circuit must have a head or a neuron to be written; it has none: choose another.")
-    if shallow is not None:
-        return shallow.arrangement.layers
-    if len(blocks) > host.depth:
-        raise UsageError(
-            f"the circuit is in {len(blocks)} blocks of {donor.name}, one after another; {host.name} has {host.depth}: choose a "
-            "deeper host."
-        )
-    return {block: number for number, block in enumerate(blocks, first)}
-
-
-@dataclass(frozen=True)
-class _DonorStreams:
-    """What the donor's norms read on some prompts, by spot of the donor.
-
-    `normalised` is the stream after the norms in front of attention, as the heads read it. `in_host` is the stream after all
-    norms as the host will have it: without what is lost of positions, and before the `read_maps`, which become part of the components'
-    maps. `lengths` are root mean squares.
-    """
-
-    normalised: dict[Spot, Float[Tensor, "prompts length d"]]
-    in_host: dict[Spot, Float[Tensor, "prompts length d"]]
-    lengths: dict[Spot, Float[Tensor, "prompts length"]]
-    read_maps: Mapping[Spot, ReadMap]
-
-
-def _donor_streams(
-    donor: Model,
-    kept: Components,
-    means: Mapping[Place, Tensor],
-    ids: Int64[Tensor, "prompts length"],
-    blocks: list[int],
-    lost_positions: Float[Tensor, "length d"] | None,
-    shallow: ShallowModel | None,
-) -> _DonorStreams:
-    """The streams at all norms of these blocks and at the final norm, with only the circuit running."""
-    if shallow is None:
-        with replaced(donor, kept, means):
-            inputs = norm_inputs(donor, weights.norm_spots(blocks), ids)
-    else:
-        inputs = shallow.streams(ids)
-    read_maps = {} if shallow is None else shallow.reads
-
-    def normalised(spot: Spot) -> Tensor:
-        direction = weights.norm(donor, *spot).direction(inputs[spot])
-        return read_maps[spot].apply(direction) if spot in read_maps else direction
-
-    return _DonorStreams(
-        normalised={spot: normalised(spot) for spot in inputs if spot[0] == "attention"},
-        in_host={
-            spot: weights.norm(donor, *spot).direction(
-                x if lost_positions is None else x - lost_positions
-            )
-            for spot, x in inputs.items()
-        },
-        lengths={spot: input_length(donor, spot, x) for spot, x in inputs.items()},
-        read_maps=read_maps,
-    )
-
-
-@dataclass(frozen=True)
-class _PlacedHeads:
-    """The circuit's heads in their places, the host's blocks by the donor's, and the streams that they read."""
-
-    layers: dict[int, int]
-    streams: _DonorStreams
-    heads: list[PlacedHead]
-
-
-def _place_heads(
-    transfer: Transfer,
-    kept: Components,
-    means: Mapping[Place, Tensor],
-    ids: Int64[Tensor, "prompts length"],
-    shallow: ShallowModel | None,
-    positions: PlacedPositions | None,
-) -> _PlacedHeads:
-    """Takes the heads of the circuit, and those that write positions before them, from the host's free space."""
-    donor, host = transfer.donor, transfer.host
-    layers = _layers(donor, kept, host, shallow, first=0 if positions is None else positions.blocks)
-    lost = None if positions is None else positions.lost(ids.shape[1])
-    streams = _donor_streams(donor, kept, means, ids, list(layers), lost, shallow)
-    for _ in [] if positions is None else positions.groups:
-        transfer.space.take_group(0, weights.attention(host, 0).k.shape[1])
-    placed = [
-        place_head(
-            transfer,
-            (block, number),
-            layers[block],
-            streams.normalised["attention", block],
-            streams.in_host["attention", block],
-            streams.read_maps.get(("attention", block)),
-        )
-        for block in layers
-        for number in kept.masks["heads", block].nonzero()[:, 0].tolist()
-    ]
-    return _PlacedHeads(layers, streams, placed)
-
-
-def _place_neurons(
-    transfer: Transfer, kept: Components, layers: dict[int, int], streams: _DonorStreams, first_block: int
-) -> list[PlacedNeurons]:
-    """The neurons of the circuit in their places, of the donor's blocks from `first_block` on."""
-    return [
-        place_neurons(
-            transfer,
-            block,
-            kept.masks["neurons", block],
-            layers[block],
-            streams.in_host["mlp", block],
-            streams.read_maps.get(("mlp", block)),
-        )
-        for block in layers
-        if block >= first_block and kept.masks["neurons", block].any()
-    ]
 
 
 def _embedding(donor: Model, shallow: ShallowModel | None) -> Float[Tensor, "vocabulary d"]:

@@ -132,8 +132,8 @@ def _positions(donor: str, positions: dict | None) -> list[str]:
     if not positions["heads"]:
         return [f"The learned positions of {donor} are not written: tokens get the mean, and heads distances."]
     return [
-        f"{positions['heads']} heads in block 0 write the learned positions of {donor}; {positions['lost']:.0%} of their variance "
-        "is lost."
+        f"{positions['heads']} heads in block 0 write the learned positions of {donor}; {positions['lost']:.0%} of their "
+        "variance is lost."
     ]
 
 

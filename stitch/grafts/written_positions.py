@@ -17,8 +17,8 @@ from stitch.models.model import Model
 
 @dataclass(frozen=True)
 class PlacedPositions:
-    """A donor's learned `table` of positions in a host with rotary ones. `heads` are in block 0 of the host and read its key heads
-    from `first_group` on, `shared` of them each. The token `bos` begins every text."""
+    """A donor's learned `table` of positions in a host with rotary ones. `heads` are in block 0 of the host, whose key heads they
+    read from `first_group` on, `shared` heads each. The token `bos` begins every text."""
 
     table: Float[Tensor, "positions d"]
     heads: PositionHeads
@@ -39,7 +39,8 @@ class PlacedPositions:
     @property
     def queries(self) -> list[int]:
         """The numbers of the heads in the host."""
-        return [group * self.shared + one for group in self.groups for one in range(self.shared)][: len(self.heads.profiles)]
+        first = self.first_group * self.shared
+        return list(range(first, first + len(self.heads.profiles)))
 
     def lost(self, length: int) -> Float[Tensor, "length d"]:
         """What the host lacks of the first positions."""
@@ -83,7 +84,9 @@ def ways_to_place(
     ]
 
 
-def write_positions(host: Model, positions: PlacedPositions, frame: Frame, ids: Int64[Tensor, "prompts length"]) -> None:
+def write_positions(
+    host: Model, positions: PlacedPositions, frame: Frame, ids: Int64[Tensor, "prompts length"]
+) -> None:
     """Writes the heads into block 0 of the host, whose embedding has been written. `ids` are prompts to calibrate on.
 
     Only BOS has a key that is not zero, and a value. Queries are the same for all tokens: a bias, or read from the constant lane.
