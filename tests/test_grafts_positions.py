@@ -1,4 +1,4 @@
-"""Learned positions written into hosts with rotary ones, each against the table itself."""
+"""Learned positions in hosts with rotary ones, and constants in hosts without biases, each against the vectors themselves."""
 
 import math
 
@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import tiny
+from stitch.errors import UsageError
+from stitch.grafts import constant_neurons
 from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.first_token import FirstTokenHeads
 from stitch.grafts.frame import Frame, whole
 from stitch.grafts.norm_inputs import norm_inputs
 from stitch.grafts.position_heads import position_heads
@@ -98,3 +101,38 @@ def frame_of(host: Model, space: FreeSpace, width: int, length: float) -> Frame:
         length=length,
         kept=1.0,
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@torch.no_grad()
+def test_a_head_writes_a_constant_for_every_token(family: str):
+    host = tiny.model(family, hidden_size=40, max_position_embeddings=LENGTH, tie_word_embeddings=False)
+    space = FreeSpace.of(host)
+    _silence(host)
+    weights.norm(host, "attention", 0).gain.fill_(1)
+    frame, vector = frame_of(host, space, 6, length=1.0), torch.arange(1.0, 7.0, dtype=torch.float64)
+    assert frame.constant is not None and frame.first is not None
+    own = tiny.noise(host.vocabulary, 6).double()
+    host.embedding.weight.copy_(own @ frame.write + frame.length * frame.constant)
+    host.embedding.weight[tiny.BOS] += frame.first.float()
+    ids = tiny.ids(4, LENGTH)
+    heads = FirstTokenHeads.of(host, 0, frame, ids)
+    heads.write_constant(1, vector, weights.frequencies(host))
+    stream = norm_inputs(host, [("attention", 1)], ids)["attention", 1] @ frame.read
+    assert torch.allclose(stream, own[ids] + vector, atol=1e-4)
+
+
+def test_neurons_add_up_to_one_where_norms_vary():
+    lengths = torch.linspace(0.6, 1.6, 200, dtype=torch.float64)
+    errors = []
+    for count in (1, 4):
+        neurons = lengths[:, None] * torch.nn.functional.silu(lengths[:, None] * constant_neurons.slopes(count))
+        errors.append(float((neurons @ constant_neurons.sum_to_one(lengths, count) - 1).abs().max()))
+    assert errors[1] < 0.05 and errors[0] > 0.4
+
+
+def test_constants_take_neurons_as_far_as_some_are_free():
+    space = FreeSpace(width=8, centred=False, host="host")
+    assert constant_neurons.take(space, 0, 6) == range(4) and constant_neurons.take(space, 0, 6) == range(4, 6)
+    with pytest.raises(UsageError, match="needs 7 neurons in block 0"):
+        constant_neurons.take(space, 0, 6)

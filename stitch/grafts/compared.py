@@ -135,6 +135,7 @@ def reversed_blocks(plan: Plan) -> Plan:
         neurons=[replace(placed, host_block=opposite[placed.host_block]) for placed in plan.neurons],
         constants={moved(spot): value for spot, value in plan.constants.items()},
         targets={moved(spot): value for spot, value in plan.targets.items()},
+        constant_heads={opposite[block]: group for block, group in plan.constant_heads.items()},
         spares={opposite[block]: neuron for block, neuron in plan.spares.items()},
     )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import Components, Place
+from stitch.grafts import constant_neurons
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.placing import PlacedCircuit
 from stitch.grafts.written_positions import PlacedPositions
@@ -97,7 +98,31 @@ def _lacks_bias(host: Model, spot: Spot) -> bool:
     return (weights.attention(host, 0).o_bias if spot[0] == "attention" else weights.mlp(host, 0).down_bias) is None
 
 
-def constant_neurons(host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace) -> dict[int, int]:
-    """Takes a neuron in every block that has to write a constant and has no bias for it. Returns their numbers by block."""
-    blocks = sorted({spot[1] for spot, value in constants.items() if value.any() and _lacks_bias(host, spot)})
-    return {block: space.take_neurons(block, 1, weights.mlp(host, block).up.shape[1]) for block in blocks}
+def heads_for(
+    host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace, reserved: Mapping[int, int]
+) -> dict[int, int]:
+    """Takes a key head in every block whose attention has to write a constant and has no bias for it, if one is free beside the
+    `reserved` ones. Returns their numbers by block."""
+    found = {}
+    for block in _without_bias(host, {spot: value for spot, value in constants.items() if spot[0] == "attention"}):
+        key_heads = weights.attention(host, block).k.shape[1]
+        if space.groups_left(block, key_heads) > reserved.get(block, 0):
+            found[block] = space.take_group(block, key_heads)
+    return found
+
+
+def neurons_for(
+    host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace, heads: Mapping[int, int]
+) -> dict[int, range]:
+    """Takes neurons in every block that has to write a constant and has neither a bias nor one of the `heads` for it. Returns
+    their numbers by block."""
+    rest = {spot: value for spot, value in constants.items() if spot[0] == "mlp" or spot[1] not in heads}
+    return {
+        block: constant_neurons.take(space, block, weights.mlp(host, block).up.shape[1])
+        for block in _without_bias(host, rest)
+    }
+
+
+def _without_bias(host: Model, constants: Mapping[Spot, Tensor]) -> list[int]:
+    """The blocks that have to write one of these constants and have no bias for it."""
+    return sorted({spot[1] for spot, value in constants.items() if value.any() and _lacks_bias(host, spot)})

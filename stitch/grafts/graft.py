@@ -1,6 +1,7 @@
 """Grafts donors' circuits into a host of another architecture, fresh or trained: finds, plans, writes and compares them."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
+from stitch.grafts.constant_neurons import SLOPES
 from stitch.grafts.fresh_host import read_host
 from stitch.grafts.hosts import widened
 from stitch.grafts.landed import write_graphs
@@ -133,7 +135,7 @@ def graft(
                 channels,
                 chosen.shallow,
                 beside_others=apart,
-                reserved=sum(_heads_of_first_block(later) for later in circuits[number:]),
+                reserved=_key_heads_of(donors[number:], circuits[number:], target),
             )
             report["grafts"].append(_described(request, chosen, plan))
             if trained is not None:
@@ -166,8 +168,16 @@ def graft(
     return run("graft", plan, out, overwrite=overwrite)[0]
 
 
-def _heads_of_first_block(chosen: ChosenCircuit) -> int:
-    return next((int(chosen.kept.masks["heads", block].sum()) for block in chosen.kept.blocks()), 0)
+def _key_heads_of(donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model) -> Counter[int]:
+    """Upper bounds for the key heads that circuits take, by block of the host: in either of two where positions may be written
+    before them."""
+    found: Counter[int] = Counter()
+    for donor, chosen in zip(donors, circuits, strict=True):
+        later = PositionScheme.of(donor, host).loses_positions
+        for number, block in enumerate(chosen.kept.blocks()):
+            for place in range(number, number + 1 + later):
+                found[place] += int(chosen.kept.masks["heads", block].sum())
+    return found
 
 
 def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:
@@ -277,17 +287,19 @@ def _needed(
     donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model, channels: int | None
 ) -> dict[str, int]:
     """Upper bounds for the channels, and the key heads and neurons of every block, that circuits take of a trained host."""
-    heads, neurons = ([0] * (1 + max(donor.depth for donor in donors)) for _ in range(2))
+    neurons = [0] * (1 + max(donor.depth for donor in donors))
+    heads = _key_heads_of(donors, circuits, host)
+    is_biased = weights.attention(host, 0).o_bias is not None
     for donor, chosen in zip(donors, circuits, strict=True):
         masks, writes_positions = chosen.kept.masks, PositionScheme.of(donor, host).loses_positions
         heads[0] += HEADS * writes_positions
         for number, block in enumerate(chosen.kept.blocks(), writes_positions):
-            heads[number] += int(masks["heads", block].sum())
+            heads[number] += not is_biased  # for a constant
             per_neuron = units(weights.mlp(donor, block), weights.mlp(host, 0))
-            neurons[number] += per_neuron * int(masks["neurons", block].sum()) + 1
+            neurons[number] += per_neuron * int(masks["neurons", block].sum()) + len(SLOPES)
     # The donor's stream, its output, position codes or BOS, and a constant; LayerNorm takes one more channel each of two times.
     width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
-    return {"channels": width, "groups": max(heads), "neurons": max(neurons)}
+    return {"channels": width, "groups": max(heads.values(), default=0), "neurons": max(neurons)}
 
 
 def _rearranged_if_needed(

@@ -8,6 +8,7 @@ from stitch.circuits.edges import name_of
 from stitch.circuits.graph_json import write_graph
 from stitch.grafts.compared import PlannedGraft
 from stitch.grafts.plan import Plan
+from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.progress import Progress
 
@@ -15,6 +16,10 @@ from stitch.progress import Progress
 def landed(host: Model, plan: Plan) -> dict[Component, str]:
     """The heads and neurons of the host that a plan fills, each with a label that says where it comes from."""
     found: dict[Component, str] = {}
+    shared = weights.attention(host, 0).shared
+    for block, group in plan.constant_heads.items():
+        component: Component = (("heads", block), group * shared)
+        found[component] = f"{name_of(component)} (a constant)"
     for number in plan.written_positions.queries if plan.written_positions else []:
         component: Component = (("heads", 0), number)
         found[component] = f"{name_of(component)} (donor's positions)"

@@ -15,7 +15,8 @@ from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.constants import EMBEDDING, constant_neurons, constants_of, needs_constant_lane
+from stitch.grafts.constants import EMBEDDING, constants_of, heads_for, needs_constant_lane, neurons_for
+from stitch.grafts.first_token import begins_every_text
 from stitch.grafts.frame import Frame, frame_for
 from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer
 from stitch.grafts.placing_circuit import place_all_heads, place_all_neurons
@@ -47,12 +48,12 @@ class Plan:
     """What will be written into a host. All maps are in the donor's coordinates; `frame` says where these are in the host.
 
     `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host for every token, in blocks
-    without biases by the neurons `spares`. `shift` is added to the output of the final norm. `targets` are the donor's
-    normalised streams on the prompts `ids`, by spot of the host. `positions` is the donor's table for a host that has learned
-    positions too, `written_positions` what a host with rotary ones gets instead. `output` is set for trained hosts.
-    `arrangement` is set if the donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor
-    `first`, as its stream is longer. `quiet` is set beside other donors' circuits: what this one adds to the logits on average
-    on the corrupt ones of these prompts, where it has nothing to do, is left out.
+    without biases by the key heads `constant_heads` and the neurons `spares`. `shift` is added to the output of the final norm.
+    `targets` are the donor's normalised streams on the prompts `ids`, by spot of the host. `positions` is the donor's table for
+    a host that has learned positions too, `written_positions` what a host with rotary ones gets instead. `output` is set for
+    trained hosts. `arrangement` is set if the donor's blocks were rearranged; then BOS has longer lanes than other tokens, by
+    the factor `first`, as its stream is longer. `quiet` is set beside other donors' circuits: what this one adds to the logits
+    on average on the corrupt ones of these prompts, where it has nothing to do, is left out.
     """
 
     donor: str
@@ -66,7 +67,8 @@ class Plan:
     heads: list[PlacedHead]
     neurons: list[PlacedNeurons]
     constants: dict[Spot, Float[Tensor, " d"]]
-    spares: dict[int, int]
+    constant_heads: dict[int, int]
+    spares: dict[int, range]
     shift: Float[Tensor, " d"]
     unembedding: Float[Tensor, "d vocabulary"]
     ids: Int64[Tensor, "prompts length"]
@@ -120,17 +122,17 @@ def make_plan(
     channels: int | None = None,
     shallow: ShallowModel | None = None,
     beside_others: bool = False,
-    reserved: int = 0,
+    reserved: Mapping[int, int] | None = None,
 ) -> Plan:
     """Plans how the components `kept` of the donor go into the free space of the host, all others giving their `means`.
 
     The donor's stream gets at most `channels` channels. `shallow` is the donor rearranged into fewer blocks, if it has to be.
-    `beside_others`: the host gets other donors' circuits too. `reserved` key heads of its block 0 are left to circuits that are
-    planned later.
+    `beside_others`: the host gets other donors' circuits too. `reserved` key heads, by block of the host, are left to circuits
+    that are planned later.
     Raises: UsageError when the circuit does not fit into the host; StitchError for an empty circuit, and for induction without a
     head that attends one token back if positions work differently in the host.
     """
-    ids = prompts.clean[:PROMPTS_READ]
+    ids, reserved = prompts.clean[:PROMPTS_READ], reserved or {}
     if ids.shape[1] > host.longest:
         raise UsageError(
             f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}: choose another host."
@@ -140,7 +142,7 @@ def make_plan(
     is_whole = min(channels or donor.width, space.free - 2) >= donor.width
     ways = ways_to_place(
         transfer, prompts, rearranged=shallow is not None, heads_fit=is_whole and len(kept.blocks()) < host.depth,
-        reserved=reserved,
+        reserved=reserved.get(0, 0),
     )  # fmt: skip
 
     def attention_moved(way: PlacedPositions | None) -> float:
@@ -156,6 +158,8 @@ def make_plan(
     values_are_biased = weights.attention(host, 0).v_bias is not None
     constants = constants_of(donor, kept, means, layers, placed, first_block, values_are_biased=values_are_biased)
     embedding = _embedding(donor, shallow) + constants.pop(EMBEDDING)
+    has_bos = shallow is None and begins_every_text(int(ids[0, 0]), prompts)
+    written = heads_for(host, constants, space, reserved) if has_bos else {}
     if positions is not None:
         embedding = positions.added_to(embedding)
     shift, unembedding = _final_maps(donor, streams.read_maps.get(("final", 0)))
@@ -167,7 +171,7 @@ def make_plan(
         # BOS has lanes of its own length if blocks are rearranged, so the lanes of the others suit the others.
         streams.lengths if shallow is None else {spot: each[:, 1:] for spot, each in streams.lengths.items()},
         has_constant=beside_others or needs_constant_lane(host, placed, constants, shift, positions),
-        has_first=positions is not None and positions.blocks > 0,
+        has_first=bool(written) or (positions is not None and positions.blocks > 0),
         channels=channels,
         dominant=shallow is not None,
         beside_others=beside_others,
@@ -185,7 +189,8 @@ def make_plan(
         heads=placed.heads,
         neurons=placed.neurons,
         constants=constants,
-        spares=constant_neurons(host, constants, space),
+        constant_heads=written,
+        spares=neurons_for(host, constants, space, written),
         shift=shift,
         unembedding=unembedding,
         ids=ids,

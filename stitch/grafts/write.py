@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.grafts import constant_neurons
+from stitch.grafts.first_token import FirstTokenHeads
 from stitch.grafts.norm_inputs import normalised_inputs
 from stitch.grafts.plan import Plan
 from stitch.grafts.written_positions import write_positions
 from stitch.internals import weights
 from stitch.internals.weights import Spot
 from stitch.models.model import Model
-
-SATURATED = 20.0  # an argument at which SiLU is the identity
 
 
 @torch.no_grad()
@@ -58,7 +58,8 @@ class _Reading:
     """How a plan's maps read the host's stream at a spot.
 
     `scale` makes what they read as large as in the donor; `missing` is the share of that which they do not get. `constant` and
-    `code` are the mean lengths of the constant lane and of position codes after the host's norm.
+    `code` are the mean lengths of the constant lane and of position codes after the host's norm, `lane` are those of the constant
+    lane by token, divided by their mean.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class _Reading:
     missing: float
     constant: float
     code: float
+    lane: Float[Tensor, " tokens"] | None
 
     @classmethod
     def of(cls, host: Model, plan: Plan, spot: Spot) -> "_Reading":
@@ -76,13 +78,15 @@ class _Reading:
         scale = float((target * read).sum() / read.square().sum())
         missing = float((target - scale * read).square().sum() / target.square().sum())
         constant, codes = plan.frame.constant, plan.frame.codes
+        lane = None if constant is None else (normalised @ constant).flatten()
         return cls(
             plan,
             spot,
             scale,
             missing,
-            constant=0.0 if constant is None else float((normalised @ constant).mean()),
+            constant=0.0 if lane is None else float(lane.mean()),
             code=0.0 if codes is None else float((normalised @ codes.T).norm(dim=-1).mean()),
+            lane=None if lane is None else lane / lane.mean(),
         )
 
     def described(self) -> dict:
@@ -160,6 +164,9 @@ def _write_heads(host: Model, reading: _Reading, block: int) -> None:
             if own is not None:
                 own[place] = _like(bias, host)
     _write_output_bias(host, reading, ours.o_bias)
+    if block in plan.constant_heads:
+        heads = FirstTokenHeads.of(host, block, plan.frame, plan.ids)
+        heads.write_constant(plan.constant_heads[block], plan.constants["attention", block], weights.frequencies(host))
 
 
 def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
@@ -180,20 +187,25 @@ def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
         ours.down[columns] = _like(_written(plan, maps.down, block), host)
     _write_output_bias(host, reading, ours.down_bias)
     if plan.frame.constant is not None and ours.gate is not None and block in plan.spares:
-        _write_constant_neuron(host, reading, block)
+        _write_constant_neurons(host, reading, block)
 
 
-def _write_constant_neuron(host: Model, reading: _Reading, block: int) -> None:
-    """Makes a gated neuron 1 for every token, so that it writes the constants of this block which have no bias."""
+def _write_constant_neurons(host: Model, reading: _Reading, block: int) -> None:
+    """Makes gated neurons that are 1 for every token: they write the constants of this block that have no bias or head."""
     ours, plan = weights.mlp(host, block), reading.plan
-    assert plan.frame.constant is not None and ours.gate is not None
+    assert plan.frame.constant is not None and ours.gate is not None and reading.lane is not None
     total = torch.zeros(len(plan.frame.write), dtype=torch.float64)
-    for stage, bias in (("mlp", ours.down_bias), ("attention", weights.attention(host, block).o_bias)):
-        if bias is None and (stage, block) in plan.constants:
-            total += plan.constants[stage, block]
-    lane, spare = plan.frame.constant / reading.constant, plan.spares[block]
-    ours.gate[:, spare], ours.up[:, spare] = _like(SATURATED * lane, host), _like(lane / SATURATED, host)
-    ours.down[spare] = _like(total @ plan.frame.write, host)
+    if ours.down_bias is None:
+        total += plan.constants.get(("mlp", block), 0)
+    if weights.attention(host, block).o_bias is None and block not in plan.constant_heads:
+        total += plan.constants.get(("attention", block), 0)
+    lane, spares = plan.frame.constant / reading.constant, plan.spares[block]
+    columns, slopes = slice(spares.start, spares.stop), constant_neurons.slopes(len(spares))
+    ours.gate[:, columns] = _like(torch.outer(lane, slopes), host)
+    ours.up[:, columns] = _like(lane[:, None].expand(-1, len(spares)), host)
+    ours.down[columns] = _like(
+        torch.outer(constant_neurons.sum_to_one(reading.lane, len(spares)), total @ plan.frame.write), host
+    )
 
 
 def _written(plan: Plan, rows: Float[Tensor, "rows d"], block: int) -> Float[Tensor, "rows d_host"]:

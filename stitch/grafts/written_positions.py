@@ -7,8 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.circuits.behaviours.prompts import Prompts
+from stitch.grafts.first_token import FirstTokenHeads, begins_every_text
 from stitch.grafts.frame import Frame
-from stitch.grafts.norm_inputs import normalised_inputs
 from stitch.grafts.placing import Transfer
 from stitch.grafts.position_heads import HEADS, PositionHeads, one_for_all, position_heads
 from stitch.internals import weights
@@ -73,9 +73,8 @@ def ways_to_place(
     table, host = table[: transfer.host.longest].double().cpu(), transfer.host
     attention, bos = weights.attention(host, 0), int(prompts.clean[0, 0])
     key_heads, shared = attention.k.shape[1], attention.shared
-    ids = torch.cat([prompts.clean, prompts.corrupt])
-    if rearranged or not bool(((ids == bos).sum(1) == 1).all() and (ids[:, 0] == bos).all()):
-        return [PlacedPositions(table, one_for_all(table[: ids.shape[1]]), 0, shared, bos)]
+    if rearranged or not begins_every_text(bos, prompts):
+        return [PlacedPositions(table, one_for_all(table[: prompts.clean.shape[1]]), 0, shared, bos)]
     free = max(transfer.space.groups_left(0, key_heads) - reserved, 0) if heads_fit else 0
     first = transfer.space.groups.get(0, 0)
     return [
@@ -87,32 +86,12 @@ def ways_to_place(
 def write_positions(
     host: Model, positions: PlacedPositions, frame: Frame, ids: Int64[Tensor, "prompts length"]
 ) -> None:
-    """Writes the heads into block 0 of the host, whose embedding has been written. `ids` are prompts to calibrate on.
-
-    Only BOS has a key that is not zero, and a value. Queries are the same for all tokens: a bias, or read from the constant lane.
-    """
-    if frame.first is None:
+    """Writes the heads into block 0 of the host, whose embedding has been written. `ids` are prompts to calibrate on."""
+    if not positions.heads.profiles:
         return
-    ours, stream = weights.attention(host, 0), normalised_inputs(host, [("attention", 0)], ids)["attention", 0]
-    first = frame.first / frame.first.norm()
-    first = first / (stream[:, 0] @ first).mean()
+    written = FirstTokenHeads.of(host, 0, frame, ids)
     for group in positions.groups:
-        for part in (ours.k[:, group], ours.v[:, group]):
-            part.zero_()
-        planes = ours.k.shape[2] // 2
-        ours.k[:, group, :planes] = first[:, None].expand(-1, planes).to(ours.k)
-        ours.v[:, group, 0] = first.to(ours.v)
-        for bias in (ours.k_bias, ours.v_bias):
-            if bias is not None:
-                bias[group] = 0
+        written.write_key_head(group)
     for query, profile, vector in zip(positions.queries, positions.heads.profiles, positions.heads.write, strict=True):
-        scores = torch.cat([profile.phase.cos(), -profile.phase.sin()]) * profile.amplitude.repeat(2) / ours.scale
-        if ours.q_bias is not None:
-            ours.q[:, query] = 0
-            ours.q_bias[query] = scores.to(ours.q_bias)
-        else:
-            assert frame.constant is not None
-            constant = frame.constant / (stream @ frame.constant).mean()
-            ours.q[:, query] = torch.outer(constant, scores).to(ours.q)
-        ours.o[query, 0] = (vector @ frame.write).to(ours.o)
-        ours.o[query, 1:] = 0
+        queries = torch.cat([profile.phase.cos(), -profile.phase.sin()]) * profile.amplitude.repeat(2)
+        written.write_head(query, queries, vector)
