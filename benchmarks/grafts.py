@@ -29,11 +29,11 @@ def lines(report: dict) -> Iterator[dict]:
     for graft in report["grafts"]:
         rows, plan = {row["name"]: row for row in graft["results"]}, graft["plan"]
         best = max((name for name in rows if name.startswith(CONTROLS)), key=lambda name: rows[name]["right"])
-        first = min(head["host"][0] for head in plan["heads"])
-        moved = [100 * head["moved"] for head in plan["heads"] if head["host"][0] == first]
+        first = min((head["host"][0] for head in plan["heads"]), default=0)
+        moved = [100 * head["moved"] for head in plan["heads"] if head["host"][0] == first] or [0.0]
         line = {
             "benchmark": "grafts", "donor": graft["donor"], "behaviour": graft["behaviour"], "host": host_name(report["host"]),
-            "prompts": graft["prompts"], "places": graft["places"], "heads": len(plan["heads"]),
+            "seed": report["seed"], "prompts": graft["prompts"], "places": graft["places"], "heads": len(plan["heads"]),
             "neurons": sum(each["count"] for each in plan["neurons"]),
             "positions": (plan["positions"] or {}).get("heads"),
             "positions_lost": 100 * (plan["positions"] or {}).get("lost", 0),

@@ -21,11 +21,12 @@ from stitch.circuits.find import choose_circuit, mean_outputs
 from stitch.circuits.score import score_model
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.compared import reversed_blocks
 from stitch.grafts.fresh_host import read_host
 from stitch.grafts.graft import GraftRequest, _can_be_set_apart, graft
 from stitch.grafts.hosts import widened
 from stitch.grafts.norm_inputs import input_lengths
-from stitch.grafts.plan import make_plan
+from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.report import result_notes, result_tables
 from stitch.grafts.write import write
 from stitch.internals import weights
@@ -303,6 +304,27 @@ def test_beside_others_the_constant_lane_is_longer_than_any_stream(gpt2: Path, c
         inputs = input_lengths(donor, weights.norm_spots(chosen.kept.blocks()), chosen.first.clean)
     longest = max(float(each.mean()) for each in inputs.values())
     assert lengths[True] > 6 * longest > 6 * lengths[False]
+
+
+def test_a_host_without_biases_gets_heads_and_neurons_for_constants(gpt2: Path, circuit: Path, tmp_path: Path):
+    donor = load(gpt2)
+    chosen = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4)
+
+    def planned(reserved: dict[int, int] | None = None, **biases: bool) -> Plan:
+        host = read_host(config(tmp_path, LLAMA, **biases), donor, 0)
+        return make_plan(
+            donor, "induction", chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host), reserved=reserved
+        )
+
+    plan = planned(attention_bias=False, mlp_bias=False)
+    (first, _), (last, _) = plan.constant_heads.items()
+    assert [first, last] == sorted(plan.layers.values()) == sorted(plan.spares)
+    assert {len(neurons) for neurons in plan.spares.values()} == {4} and plan.frame.bos is not None
+    assert reversed_blocks(plan).constant_heads == {last: plan.constant_heads[first], first: plan.constant_heads[last]}
+    # What is left to later circuits is not taken: the constants of attention then go to a neuron.
+    crowded = planned({first: 5, last: 5}, attention_bias=False, mlp_bias=False)
+    assert not crowded.constant_heads and {len(neurons) for neurons in crowded.spares.values()} == {1}
+    assert not planned().constant_heads and not planned().spares
 
 
 def test_long_lanes_are_for_hosts_without_layer_norm(gpt2: Path, circuit: Path, tmp_path: Path):

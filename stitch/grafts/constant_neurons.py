@@ -14,9 +14,9 @@ SLOPES = (20.0, 2.0, -2.0, -6.0)
 RIDGE = 1e-5
 
 
-def take(space: FreeSpace, block: int, neurons: int) -> range:
-    """As many neurons as there are slopes, or as are free, at least one. Raises UsageError when none is."""
-    count = max(min(len(SLOPES), neurons - space.neurons.get(block, 0)), 1)
+def take(space: FreeSpace, block: int, neurons: int, most: int) -> range:
+    """At most so many of a block's neurons as are free, at least one. Raises UsageError when none is."""
+    count = max(min(most, neurons - space.neurons.get(block, 0)), 1)
     first = space.take_neurons(block, count, neurons)
     return range(first, first + count)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from stitch.circuits.components import Components, Place
 from stitch.grafts import constant_neurons
 from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.constant_neurons import SLOPES
 from stitch.grafts.placing import PlacedCircuit
 from stitch.grafts.written_positions import PlacedPositions
 from stitch.internals import weights
@@ -112,13 +113,15 @@ def heads_for(
 
 
 def neurons_for(
-    host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace, heads: Mapping[int, int]
+    host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace, heads: Mapping[int, int], *, alone: bool
 ) -> dict[int, range]:
     """Takes neurons in every block that has to write a constant and has neither a bias nor one of the `heads` for it. Returns
-    their numbers by block."""
+    their numbers by block. If circuits are planned after this one (not `alone`), one neuron each."""
     rest = {spot: value for spot, value in constants.items() if spot[0] == "mlp" or spot[1] not in heads}
     return {
-        block: constant_neurons.take(space, block, weights.mlp(host, block).up.shape[1])
+        block: constant_neurons.take(
+            space, block, weights.mlp(host, block).up.shape[1], most=len(SLOPES) if alone else 1
+        )
         for block in _without_bias(host, rest)
     }
 

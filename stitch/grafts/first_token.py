@@ -1,5 +1,6 @@
 """Heads of a host that attend to BOS and read it alone, by a channel that only BOS has."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,23 @@ from stitch.internals import weights
 from stitch.internals.weights import Attention
 from stitch.models.model import Model
 
-SURE = 40.0  # a score beside those of 0 with which a head attends to BOS alone, also where norms make it half as large
+SURE = 40.0  # a score beside those of 0 with which a head attends to BOS alone
+LEFT = 1e-4  # at most this share of such a head's attention goes to other tokens, also where norms halve the score
 
 
-def begins_every_text(bos: int, prompts: Prompts) -> bool:
-    """Whether all prompts begin with this token and have it nowhere else."""
-    ids = torch.cat([prompts.clean, prompts.corrupt])
-    return bool(((ids == bos).sum(1) == 1).all() and (ids[:, 0] == bos).all())
+def first_token(prompts: Prompts) -> int | None:
+    """The token that all prompts begin with, None if there is none or if they have it again before the last token asked for."""
+    first, until = prompts.clean[0, 0], prompts.asked.flip(1).cumsum(1).flip(1) > 0  # what follows may be padding
+    for ids in (prompts.clean, prompts.corrupt):
+        if not (ids[:, 0] == first).all() or ((ids == first) & until)[:, 1:].any():
+            return None
+    return int(first)
+
+
+def sees_first(host: Model) -> bool:
+    """Whether a head can attend to BOS alone from every position of the host's context, by its slowest rotary plane."""
+    turned = float(weights.frequencies(host).min()) * host.longest
+    return turned < math.pi / 2 and SURE / 2 * math.cos(turned) > math.log(host.longest / LEFT)
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,9 @@ class FirstTokenHeads:
     @classmethod
     def of(cls, host: Model, block: int, frame: Frame, ids: Int64[Tensor, "prompts length"]) -> "FirstTokenHeads":
         """Calibrated on prompts with all that is written into the host so far."""
-        assert frame.first is not None
+        assert frame.bos is not None
         stream = normalised_inputs(host, [("attention", block)], ids)["attention", block]
-        first, constant = frame.first, frame.constant
+        first, constant = frame.bos, frame.constant
         return cls(
             weights.attention(host, block),
             frame,
@@ -73,7 +84,7 @@ class FirstTokenHeads:
         ours.o[query, 0] = (vector @ self.frame.write).to(ours.o)
 
     def write_constant(self, group: int, vector: Float[Tensor, " d_donor"], frequencies: Tensor) -> None:
-        """The first head of this group attends to BOS alone, from every distance: it writes the vector for all tokens."""
+        """The first head of this group attends to BOS alone where `sees_first`: it writes the vector for all tokens."""
         scores = torch.zeros(self.ours.q.shape[2], dtype=torch.float64)
         scores[int(frequencies.argmin())] = SURE
         self.write_key_head(group)

@@ -23,7 +23,7 @@ class Frame:
     """Where the host keeps the donor's stream: a stream x of the donor is x @ write in the host.
 
     The host's norm of that, times `read`, is the donor's norm of x. Every token also has `length` times the unit vector
-    `constant`, and every position has its code in the rows of `codes`, `length` long. BOS alone has the vector `first`. Each is
+    `constant`, and every position has its code in the rows of `codes`, `length` long. BOS alone has the vector `bos`. Each is
     None if the circuit does not need it. `lanes` is an orthonormal basis of all these channels.
     """
 
@@ -32,7 +32,7 @@ class Frame:
     read: Float[Tensor, "d_host d_donor"]
     constant: Float[Tensor, " d_host"] | None
     codes: Float[Tensor, "columns d_host"] | None
-    first: Float[Tensor, " d_host"] | None
+    bos: Float[Tensor, " d_host"] | None
     length: float
     kept: float  # share of what the donor reads that the channels hold, in mean square; 1 if they hold its whole stream
 
@@ -45,7 +45,7 @@ def frame_for(
     lengths: Mapping[Spot, Tensor],
     *,
     has_constant: bool,
-    has_first: bool,
+    has_bos: bool,
     channels: int | None,
     dominant: bool = False,
     beside_others: bool = False,
@@ -63,11 +63,11 @@ def frame_for(
     code_columns = (
         2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed.heads) else 0
     )
-    rank = min(donor.width, space.free - code_columns - has_constant - has_first, channels or donor.width)
+    rank = min(donor.width, space.free - code_columns - has_constant - has_bos, channels or donor.width)
     if rank < 1:
         raise UsageError(f"the graft needs channels; {space.free} of {host.name} are free: choose a wider host.")
-    lanes = space.take_channels(rank + code_columns + has_constant + has_first)
-    stream_lanes, code_lanes, constant_lane, first_lane = lanes.split([rank, code_columns, has_constant, has_first])
+    lanes = space.take_channels(rank + code_columns + has_constant + has_bos)
+    stream_lanes, code_lanes, constant_lane, bos_lane = lanes.split([rank, code_columns, has_constant, has_bos])
     if rank == donor.width:
         (write, read), kept = whole(stream_lanes, weights.norm(donor, "final").centred), 1.0
     else:
@@ -85,7 +85,7 @@ def frame_for(
         read=read,
         constant=constant_lane[0] if has_constant else None,
         codes=code_lanes if code_columns else None,
-        first=_slight(lengths) * host.width**0.5 * first_lane[0] if has_first else None,
+        bos=_slight(lengths) * host.width**0.5 * bos_lane[0] if has_bos else None,
         length=length * host.width**0.5,
         kept=kept,
     )

@@ -1,8 +1,9 @@
 """Grafts donors' circuits into a host of another architecture, fresh or trained: finds, plans, writes and compares them."""
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -169,15 +170,25 @@ def graft(
 
 
 def _key_heads_of(donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model) -> Counter[int]:
-    """Upper bounds for the key heads that circuits take, by block of the host: in either of two where positions may be written
-    before them."""
+    """Upper bounds for the key heads that circuits take, by block of the host."""
     found: Counter[int] = Counter()
     for donor, chosen in zip(donors, circuits, strict=True):
-        later = PositionScheme.of(donor, host).loses_positions
-        for number, block in enumerate(chosen.kept.blocks()):
-            for place in range(number, number + 1 + later):
-                found[place] += int(chosen.kept.masks["heads", block].sum())
+        for place, block in _places(donor, chosen, host):
+            found[place] += int(chosen.kept.masks["heads", block].sum())
     return found
+
+
+def _places(donor: Model, chosen: ChosenCircuit, host: Model) -> Iterator[tuple[int, int]]:
+    """Blocks of the host that a circuit may take, each with the donor's: two for one if positions may be written before it."""
+    blocks = (
+        dict(zip(chosen.kept.blocks(), itertools.count()))
+        if chosen.shallow is None
+        else chosen.shallow.arrangement.layers
+    )
+    later = chosen.shallow is None and PositionScheme.of(donor, host).loses_positions
+    for block, place in blocks.items():
+        for one in range(place, place + 1 + later):
+            yield one, block
 
 
 def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:
@@ -287,19 +298,18 @@ def _needed(
     donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model, channels: int | None
 ) -> dict[str, int]:
     """Upper bounds for the channels, and the key heads and neurons of every block, that circuits take of a trained host."""
-    neurons = [0] * (1 + max(donor.depth for donor in donors))
-    heads = _key_heads_of(donors, circuits, host)
-    is_biased = weights.attention(host, 0).o_bias is not None
+    neurons: Counter[int] = Counter()
+    heads, attention = _key_heads_of(donors, circuits, host), weights.attention(host, 0)
     for donor, chosen in zip(donors, circuits, strict=True):
-        masks, writes_positions = chosen.kept.masks, PositionScheme.of(donor, host).loses_positions
-        heads[0] += HEADS * writes_positions
-        for number, block in enumerate(chosen.kept.blocks(), writes_positions):
-            heads[number] += not is_biased  # for a constant
+        if PositionScheme.of(donor, host).loses_positions:
+            heads[0] += -(-HEADS // attention.shared)
+        for place, block in _places(donor, chosen, host):
             per_neuron = units(weights.mlp(donor, block), weights.mlp(host, 0))
-            neurons[number] += per_neuron * int(masks["neurons", block].sum()) + len(SLOPES)
+            neurons[place] += per_neuron * int(chosen.kept.masks["neurons", block].sum()) + len(SLOPES)
+            heads[place] += attention.o_bias is None  # for a constant
     # The donor's stream, its output, position codes or BOS, and a constant; LayerNorm takes one more channel each of two times.
     width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
-    return {"channels": width, "groups": max(heads.values(), default=0), "neurons": max(neurons)}
+    return {"channels": width, "groups": max(heads.values(), default=0), "neurons": max(neurons.values(), default=0)}
 
 
 def _rearranged_if_needed(

@@ -56,7 +56,7 @@ def place_all_heads(
 
 
 def place_all_neurons(
-    transfer: Transfer, kept: Components, layers: dict[int, int], streams: DonorStreams, first_block: int
+    transfer: Transfer, kept: Components, found: PlacedHeads, first_block: int
 ) -> list[PlacedNeurons]:
     """The neurons of the circuit in their places, of the donor's blocks from `first_block` on."""
     return [
@@ -64,11 +64,11 @@ def place_all_neurons(
             transfer,
             block,
             kept.masks["neurons", block],
-            layers[block],
-            streams.in_host["mlp", block],
-            streams.read_maps.get(("mlp", block)),
+            found.layers[block],
+            found.streams.in_host["mlp", block],
+            found.streams.read_maps.get(("mlp", block)),
         )
-        for block in layers
+        for block in found.layers
         if block >= first_block and kept.masks["neurons", block].any()
     ]
 

@@ -1,6 +1,7 @@
 """Plans a graft without writing anything: channels, layers, heads and neurons in the host, and what each of them loses."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,10 +17,10 @@ from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.constants import EMBEDDING, constants_of, heads_for, needs_constant_lane, neurons_for
-from stitch.grafts.first_token import begins_every_text
+from stitch.grafts.first_token import first_token, sees_first
 from stitch.grafts.frame import Frame, frame_for
 from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer
-from stitch.grafts.placing_circuit import place_all_heads, place_all_neurons
+from stitch.grafts.placing_circuit import PlacedHeads, place_all_heads, place_all_neurons
 from stitch.grafts.positions import PositionScheme
 from stitch.grafts.written_positions import PlacedPositions, ways_to_place
 from stitch.internals import weights
@@ -138,27 +139,34 @@ def make_plan(
             f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}: choose another host."
         )
     transfer = Transfer(donor, host, space, PositionScheme.of(donor, host))
-    # In fewer channels than the donor has the written positions would take directions from what the circuit reads.
+    # Where channels are scarce, BOS and positions would take some from what the circuit reads.
     is_whole = min(channels or donor.width, space.free - 2) >= donor.width
+    bos = None if shallow is not None else first_token(prompts)
     ways = ways_to_place(
-        transfer, prompts, rearranged=shallow is not None, heads_fit=is_whole and len(kept.blocks()) < host.depth,
-        reserved=reserved.get(0, 0),
-    )  # fmt: skip
+        transfer, bos, ids.shape[1], heads_fit=is_whole and len(kept.blocks()) < host.depth, reserved=reserved.get(0, 0)
+    )
+    first_block = 0 if shallow is None else shallow.arrangement.first
+
+    def placed_with(way: PlacedPositions | None, space: FreeSpace) -> tuple[PlacedHeads, list[PlacedNeurons]]:
+        there = replace(transfer, space=space)
+        found = place_all_heads(there, kept, means, ids, way, shallow)
+        return found, place_all_neurons(there, kept, found, first_block)
 
     def attention_moved(way: PlacedPositions | None) -> float:
-        trial = replace(transfer, space=copy.deepcopy(space))
-        return sum(head.moved for head in place_all_heads(trial, kept, means, ids, way, shallow).heads)
+        try:
+            return sum(head.moved for head in placed_with(way, copy.deepcopy(space))[0].heads)
+        except UsageError:  # it does not fit
+            return math.inf
 
     positions = ways[0] if len(ways) == 1 else min(ways, key=attention_moved)
-    found = place_all_heads(transfer, kept, means, ids, positions, shallow)
-    layers, streams, first_block = found.layers, found.streams, 0 if shallow is None else shallow.arrangement.first
-    placed = PlacedCircuit(found.heads, place_all_neurons(transfer, kept, layers, streams, first_block))
+    found, neurons = placed_with(positions, space)
+    placed, layers, streams = PlacedCircuit(found.heads, neurons), found.layers, found.streams
     if behaviour == "induction" and not transfer.scheme.alike:
         _require_previous_token_head(donor, placed.heads)
     values_are_biased = weights.attention(host, 0).v_bias is not None
     constants = constants_of(donor, kept, means, layers, placed, first_block, values_are_biased=values_are_biased)
     embedding = _embedding(donor, shallow) + constants.pop(EMBEDDING)
-    has_bos = shallow is None and begins_every_text(int(ids[0, 0]), prompts)
+    has_bos = bos is not None and is_whole and sees_first(host)
     written = heads_for(host, constants, space, reserved) if has_bos else {}
     if positions is not None:
         embedding = positions.added_to(embedding)
@@ -171,7 +179,7 @@ def make_plan(
         # BOS has lanes of its own length if blocks are rearranged, so the lanes of the others suit the others.
         streams.lengths if shallow is None else {spot: each[:, 1:] for spot, each in streams.lengths.items()},
         has_constant=beside_others or needs_constant_lane(host, placed, constants, shift, positions),
-        has_first=bool(written) or (positions is not None and positions.blocks > 0),
+        has_bos=bool(written) or (positions is not None and positions.blocks > 0),
         channels=channels,
         dominant=shallow is not None,
         beside_others=beside_others,
@@ -190,7 +198,7 @@ def make_plan(
         neurons=placed.neurons,
         constants=constants,
         constant_heads=written,
-        spares=neurons_for(host, constants, space, written),
+        spares=neurons_for(host, constants, space, written, alone=not reserved),
         shift=shift,
         unembedding=unembedding,
         ids=ids,

@@ -55,14 +55,14 @@ def position_heads(
     functions = torch.stack(probabilities, 1)
     vectors = _solved(functions, rows, often, 1e-8)
     written = torch.cat([table[:1].double().cpu(), functions @ vectors])
-    missing = often[:, None] * (rows - written[1:]).square()
+    missing, total = (float((often[:, None] * each.square()).sum()) for each in (rows - written[1:], centred))
     return PositionHeads(
         bos=written[0] - vectors[1:].sum(0),
         others=vectors[0],
         profiles=profiles,
         write=vectors[1:],
         written=written,
-        lost=float(missing.sum() / (often[:, None] * centred.square()).sum()),
+        lost=missing / total if total else 0.0,
     )
 
 
@@ -78,7 +78,7 @@ def _attending_to_first(
 ) -> tuple[Profile, Float[Tensor, " positions"]]:
     """Scores for BOS with which attention to it is nearest to a function of the position, up to its scale, and that attention.
 
-    Weighted least squares on the scores, whose errors count as much as they change the attention.
+    Weighted least squares on the scores, whose errors count more where they change the attention more.
     """
     place = torch.arange(1, len(function) + 1, dtype=torch.float64)
     if (often * function * (place.log() - (often * place.log()).mean())).sum() > 0:

@@ -19,7 +19,7 @@ class PositionScheme:
 
     `alike`: both work in the same way, so heads are copied.
     `coded`: the host has learned positions and the donor has RoPE, so each position gets a code of `code_frequencies`.
-    `loses_positions`: the donor has learned positions and the host has RoPE, so the donor's are left out of its stream.
+    `loses_positions`: the donor has learned positions and the host has RoPE, so the host has no table for them.
     """
 
     alike: bool

@@ -130,11 +130,10 @@ def _positions(donor: str, positions: dict | None) -> list[str]:
     if positions is None:
         return []
     if not positions["heads"]:
-        return [f"The learned positions of {donor} are not written: tokens get the mean, and heads distances."]
-    return [
-        f"{positions['heads']} heads in block 0 write the learned positions of {donor}; {positions['lost']:.0%} of their "
-        "variance is lost."
-    ]
+        return [f"The learned positions of {donor} are not written: tokens but BOS get the mean, and heads distances."]
+    count, lost = positions["heads"], positions["lost"]
+    heads = "1 head in block 0 writes" if count == 1 else f"{count} heads in block 0 write"
+    return [f"{heads} the learned positions of {donor}; {lost:.0%} of their variance is lost."]
 
 
 def _dotted(place: list[int]) -> str:

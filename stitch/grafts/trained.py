@@ -42,7 +42,7 @@ def beside_trained_stream(
     norms = float(host_lengths["final", 0].mean()) / float(donor_lengths["final", 0].mean())
     faint_frame = replace(
         frame, write=faint * frame.write, read=frame.read / faint, length=faint * frame.length,
-        first=None if frame.first is None else faint * frame.first,
+        bos=None if frame.bos is None else faint * frame.bos,
     )  # fmt: skip
     usual = _mean_output(donor, kept, means, *max(plan.layers.items()))
     return replace(plan, frame=faint_frame, output=OutputLanes(faint * write, strength * norms / faint * read, usual))

@@ -128,8 +128,8 @@ def _write_embedding(host: Model, plan: Plan) -> None:
     """Adds the donor's tokens, positions, position codes and the constant to the host's embeddings."""
     frame = plan.frame
     host.embedding.weight.add_(_like(plan.embedding @ frame.write, host))
-    if frame.first is not None:
-        host.embedding.weight[plan.ids[0, 0]] += _like(frame.first, host)
+    if frame.bos is not None:
+        host.embedding.weight[plan.ids[0, 0]] += _like(frame.bos, host)
     if frame.constant is not None:
         host.embedding.weight.add_(_like(frame.length * frame.constant, host))
         host.embedding.weight[plan.ids[0, 0]] += _like((plan.first - 1) * frame.length * frame.constant, host)

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits.behaviours.prompts import Prompts
-from stitch.grafts.first_token import FirstTokenHeads, begins_every_text
+from stitch.grafts.first_token import FirstTokenHeads
 from stitch.grafts.frame import Frame
 from stitch.grafts.placing import Transfer
 from stitch.grafts.position_heads import HEADS, PositionHeads, one_for_all, position_heads
@@ -33,7 +32,7 @@ class PlacedPositions:
 
     @property
     def groups(self) -> range:
-        """The key heads of the host."""
+        """The key heads of the host that they take."""
         return range(self.first_group, self.first_group - (-len(self.heads.profiles) // self.shared))
 
     @property
@@ -58,23 +57,23 @@ class PlacedPositions:
 
 
 def ways_to_place(
-    transfer: Transfer, prompts: Prompts, *, rearranged: bool, heads_fit: bool, reserved: int
+    transfer: Transfer, bos: int | None, length: int, *, heads_fit: bool, reserved: int
 ) -> list[PlacedPositions | None]:
     """What can become of the donor's positions in the host: None if they need nothing, as the host has learned ones too or the
     donor has none.
 
     Heads are in the host's block 0, where `reserved` key heads are left to others. `heads_fit`: there is a block to spare for
-    them. Without heads all tokens but BOS get the mean position; so do all tokens if the donor is `rearranged` or if not all
-    prompts begin with a token that they do not have elsewhere.
+    them. Without heads all tokens but BOS get the mean position; where no token `bos` begins every text, all of them that of the
+    first `length` positions.
     """
     table = weights.positions(transfer.donor)
     if table is None or not transfer.scheme.loses_positions:
         return [None]
     table, host = table[: transfer.host.longest].double().cpu(), transfer.host
-    attention, bos = weights.attention(host, 0), int(prompts.clean[0, 0])
+    attention = weights.attention(host, 0)
     key_heads, shared = attention.k.shape[1], attention.shared
-    if rearranged or not begins_every_text(bos, prompts):
-        return [PlacedPositions(table, one_for_all(table[: prompts.clean.shape[1]]), 0, shared, bos)]
+    if bos is None:
+        return [PlacedPositions(table, one_for_all(table[:length]), 0, shared, 0)]
     free = max(transfer.space.groups_left(0, key_heads) - reserved, 0) if heads_fit else 0
     first = transfer.space.groups.get(0, 0)
     return [
