@@ -366,7 +366,7 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
     request = [GraftRequest(str(gpt2), "induction", many)]
     with pytest.raises(UsageError, match="needs 2 key heads in block 0 of host; it has 1"):
         graft(request, str(config(tmp_path, LLAMA, num_key_value_heads=1)), None, count=8)
-    with pytest.raises(UsageError, match="needs 48 neurons in block 1 of host; it has 32"):
+    with pytest.raises(UsageError, match="needs 48 neurons in block 0 of host; it has 32"):
         graft(request, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
