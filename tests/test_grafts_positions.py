@@ -159,6 +159,13 @@ def test_what_begins_every_text(change: tuple[int, int, int] | None, found: int 
     assert first_token(Prompts(clean, ids, asked, ids)) == found
 
 
+def test_a_text_that_quotes_the_first_token_does_not_count():
+    ids, asked = tiny.ids(40, 8), torch.ones(40, 8, dtype=torch.bool)
+    quoting = ids.clone()
+    quoting[7, 3] = tiny.BOS
+    assert first_token(Prompts(quoting, ids, asked, ids)) == first_token(Prompts(ids, quoting, asked, ids)) == tiny.BOS
+
+
 def test_slow_planes_see_the_first_token_from_everywhere_and_fast_ones_do_not():
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
     slow, fast = (

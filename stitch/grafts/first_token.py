@@ -15,14 +15,17 @@ from stitch.internals.weights import Attention
 from stitch.models.model import Model
 
 SURE = 40.0  # a score beside those of 0 with which a head attends to BOS alone
+RARELY = 0.05  # of all prompts, as of text that quotes the token; positions after it are written less exactly
 LEFT = 1e-4  # at most this share of such a head's attention goes to other tokens, also where norms halve the score
 
 
 def first_token(prompts: Prompts) -> int | None:
-    """The token that all prompts begin with, None if there is none or if they have it again before the last token asked for."""
+    """The token that all prompts begin with; None if there is none, or if more than a few have it again before the last token
+    asked for."""
     first, until = prompts.clean[0, 0], prompts.asked.flip(1).cumsum(1).flip(1) > 0  # what follows may be padding
     for ids in (prompts.clean, prompts.corrupt):
-        if not (ids[:, 0] == first).all() or ((ids == first) & until)[:, 1:].any():
+        again = ((ids == first) & until)[:, 1:].any(1)
+        if not (ids[:, 0] == first).all() or again.float().mean() > RARELY:
             return None
     return int(first)
 
