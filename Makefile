@@ -74,6 +74,7 @@ bench-regimes: $(READY)
 
 # Takes more than an hour. Runs that are in build/benchmarks/graft_training.jsonl are not repeated.
 bench-graft: $(READY)
+	$(BIN)/python benchmarks/lost_positions.py
 	$(BIN)/python benchmarks/graft_training.py
 
 # Takes hours. Models, composites and runs that are in build/benchmarks are not repeated.

@@ -28,6 +28,7 @@ CONTROLS = ("noise of the same norm", "blocks in opposite order", "without block
 def lines(report: dict) -> Iterator[dict]:
     for graft in report["grafts"]:
         rows, plan = {row["name"]: row for row in graft["results"]}, graft["plan"]
+        positions = plan.get("positions") or {}  # reports of earlier versions have none
         best = max((name for name in rows if name.startswith(CONTROLS)), key=lambda name: rows[name]["right"])
         first = min((head["host"][0] for head in plan["heads"]), default=0)
         moved = [100 * head["moved"] for head in plan["heads"] if head["host"][0] == first] or [0.0]
@@ -35,8 +36,8 @@ def lines(report: dict) -> Iterator[dict]:
             "benchmark": "grafts", "donor": graft["donor"], "behaviour": graft["behaviour"], "host": host_name(report["host"]),
             "seed": report["seed"], "prompts": graft["prompts"], "places": graft["places"], "heads": len(plan["heads"]),
             "neurons": sum(each["count"] for each in plan["neurons"]),
-            "positions": (plan["positions"] or {}).get("heads"),
-            "positions_lost": 100 * (plan["positions"] or {}).get("lost", 0),
+            "positions": positions.get("heads"),
+            "positions_lost": 100 * positions.get("lost", 0),
             "missing": 100 * max(read["missing"] for read in graft["reads"]),
             "moved_low": min(moved), "moved_high": max(moved), "control": best, "control_right": 100 * rows[best]["right"],
         }  # fmt: skip

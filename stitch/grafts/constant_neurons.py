@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.grafts.allocation import FreeSpace
+from stitch.regression.weighted import weighted_ridge
 
 SLOPES = (20.0, 2.0, -2.0, -6.0)
 RIDGE = 1e-5
@@ -29,7 +30,5 @@ def sum_to_one(lengths: Float[Tensor, " tokens"], count: int) -> Float[Tensor, "
     """Weights with which neurons of the first slopes add up to 1 at these lengths r, by ridge regression."""
     lengths = lengths.double()[:, None]
     found = lengths * torch.nn.functional.silu(lengths * slopes(count))
-    square = found.T @ found
-    scale = square.diagonal().sqrt()
-    square = square / torch.outer(scale, scale) + RIDGE * torch.eye(count, dtype=torch.float64)
-    return torch.linalg.solve(square, found.sum(0) / scale) / scale
+    scale = found.norm(dim=0)
+    return weighted_ridge(found / scale, torch.ones_like(lengths), RIDGE)[:, 0] / scale

@@ -8,7 +8,6 @@ from torch import Tensor
 from stitch.circuits.components import Components, Place
 from stitch.grafts import constant_neurons
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.constant_neurons import SLOPES
 from stitch.grafts.placing import PlacedCircuit
 from stitch.grafts.written_positions import PlacedPositions
 from stitch.internals import weights
@@ -120,7 +119,7 @@ def neurons_for(
     rest = {spot: value for spot, value in constants.items() if spot[0] == "mlp" or spot[1] not in heads}
     return {
         block: constant_neurons.take(
-            space, block, weights.mlp(host, block).up.shape[1], most=len(SLOPES) if alone else 1
+            space, block, weights.mlp(host, block).up.shape[1], most=len(constant_neurons.SLOPES) if alone else 1
         )
         for block in _without_bias(host, rest)
     }

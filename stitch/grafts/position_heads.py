@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.internals.positions import Profile
+from stitch.regression.weighted import weighted_ridge
 
 HEADS = 8  # at most
 LEAST = 0.02  # the least probability that a head gives to BOS, and to the others
@@ -53,7 +54,7 @@ def position_heads(
         profiles.append(profile)
         probabilities.append(probability)
     functions = torch.stack(probabilities, 1)
-    vectors = _solved(functions, rows, often, 1e-8)
+    vectors = weighted_ridge(functions, rows, 1e-8, often)
     written = torch.cat([table[:1].double().cpu(), functions @ vectors])
     missing, total = (float((often[:, None] * each.square()).sum()) for each in (rows - written[1:], centred))
     return PositionHeads(
@@ -87,14 +88,7 @@ def _attending_to_first(
     goal = LEAST + (1 - 2 * LEAST) * share
     angles = place[:, None] * frequencies
     waves = torch.cat([angles.cos(), angles.sin()], 1)
-    found = _solved(waves, (goal.logit() + place.log())[:, None], often * goal * (1 - goal), RIDGE)[:, 0]
+    found = weighted_ridge(waves, (goal.logit() + place.log())[:, None], RIDGE, often * goal * (1 - goal))[:, 0]
     cosines, sines = found.chunk(2)
     profile = Profile((cosines.square() + sines.square()).sqrt(), torch.atan2(sines, cosines))
     return profile, (waves @ found - place.log()).sigmoid()
-
-
-def _solved(columns: Tensor, goal: Tensor, often: Tensor, ridge: float) -> Tensor:
-    """Weighted ridge regression of the goal on the columns."""
-    square = (columns.T * often) @ columns
-    square += ridge * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    return torch.linalg.solve(square, (columns.T * often) @ goal)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stitch.errors import UsageError
+from stitch.regression.weighted import weighted_ridge
 
 OFF_MASS = 1e-6  # at most this share of a constructed head's attention goes to other tokens
 
@@ -116,10 +117,7 @@ def fitted_profile(
         mean = (weights[..., None] * value).sum(1, keepdim=True) / weights.sum(1)[:, None, None]
         return (weights.sqrt()[..., None] * (value - mean)).flatten(0, 1)
 
-    columns = centred(design)
-    square = columns.T @ columns
-    square += 1e-6 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    cosines, sines = torch.linalg.solve(square, columns.T @ centred(goal[..., None]))[:, 0].chunk(2)
+    cosines, sines = weighted_ridge(centred(design), centred(goal[..., None]), 1e-6)[:, 0].chunk(2)
     amplitude, phase = (torch.zeros(len(frequencies), dtype=torch.float64) for _ in range(2))
     amplitude[usable], phase[usable] = (cosines.square() + sines.square()).sqrt(), torch.atan2(sines, cosines)
     return Profile(amplitude, phase)
