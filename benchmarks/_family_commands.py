@@ -34,7 +34,8 @@ from stitch.conversions.ngrams.memory import NgramShape
 from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.retokenization.convert import retokenize
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.graft import GraftRequest, graft
+from stitch.grafts.graft import graft
+from stitch.grafts.request import GraftRequest
 from stitch.jobs.chain import chain
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
@@ -56,7 +57,7 @@ HOST = dict(
 CIRCUIT = {"heads": {"1": [0]}, "neurons": {"2": [0, 1]}}
 # Where commands load models. Here they get one that is loaded already.
 LOADERS = (
-    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.graft", "stitch.jobs.pair.models", "stitch.jobs.chain",
+    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.request", "stitch.jobs.pair.models", "stitch.jobs.chain",
     "stitch.conversions.retokenization.request",
 )  # fmt: skip
 # Less work than commands do for their users. That they run at all does not depend on it.

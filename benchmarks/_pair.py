@@ -26,9 +26,10 @@ from stitch.regression.moments import Variable, accumulate
 from stitch.regression.ridge import ridge
 from stitch.text.documents import Split
 from stitch.translation.available import available
-from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 from stitch.translation.groups import Sizes, needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.least_squares import from_ridge
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 

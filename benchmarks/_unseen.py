@@ -18,7 +18,8 @@ from stitch.jobs.pair.streams import harvest_pair
 from stitch.jobs.pair.text import read_windows
 from stitch.text.windows import Windows
 from stitch.translation.available import free_inputs
-from stitch.translation.fit import Evidence, Options, translate
+from stitch.translation.evidence import Evidence, Options
+from stitch.translation.fit import translate
 from stitch.translation.token_tables import SMALL, token_tables
 from stitch.translation.types import Translation
 

@@ -16,7 +16,10 @@ import json
 import time
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.ngrams import convert, size
+from stitch.conversions.ngrams import size
+from stitch.conversions.ngrams.convert import check_drop
+from stitch.conversions.ngrams.fit import UNPACKED, measure, tables_for
+from stitch.conversions.ngrams.knowledge import audited_leakage, loss_by_leakage
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.report import difference
@@ -47,19 +50,19 @@ def lines(given: argparse.Namespace):
             clock = Clock()
             began = time.perf_counter()
             shape = NgramShape(order=given.order, rows=rows, skips=given.skips)
-            convert.check_drop(donor.model, drop)
-            audit = convert.audited_leakage(donor, shape)
+            check_drop(donor.model, drop)
+            audit = audited_leakage(donor, shape)
             with clock.stage("reading"):
                 fit_data = read_fit_data(
                     donor.model,
                     donor.windows,
                     drop,
                     shape,
-                    convert.tables_for(donor.model, donor.windows, shape, MEMORY),
+                    tables_for(donor.model, donor.windows, shape, MEMORY),
                 )
             with clock.stage("fits and scores"):
-                fitted, scores, r2 = convert.measure(donor, fit_data, given.table_bytes, given.seed, MEMORY, None)
-            known = convert.loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)
+                fitted, scores, r2 = measure(donor, fit_data, given.table_bytes, given.seed, MEMORY, None)
+            known = loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)
             yield {
                 "benchmark": "conversions_ngram",
                 "model": given.model,
@@ -78,7 +81,7 @@ def lines(given: argparse.Namespace):
                 },
                 "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},
                 "above": difference(scores, "converted", "donor"),
-                "packing": difference(scores, "converted", convert.UNPACKED) if convert.UNPACKED in scores else None,
+                "packing": difference(scores, "converted", UNPACKED) if UNPACKED in scores else None,
                 "sizes": {
                     str(percent): one
                     for percent in given.sizes
@@ -86,7 +89,7 @@ def lines(given: argparse.Namespace):
                         one := packed_into(
                             donor,
                             drop,
-                            fitted.get(convert.UNPACKED, fitted["converted"]).translation,
+                            fitted.get(UNPACKED, fitted["converted"]).translation,
                             percent,
                             scores["donor"],
                         )

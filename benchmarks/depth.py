@@ -34,7 +34,7 @@ from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import bridged
 from stitch.config import CompleteSettings, Settings
-from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
+from stitch.conversions.ngrams.fit import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.ngrams.size import bytes_of, bytes_replaced, packed

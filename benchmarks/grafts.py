@@ -18,6 +18,7 @@ ROWS = {
     "host, grafted": "host",
     "host on corrupt prompts": "corrupt",
     "this graft alone": "alone",
+    "the others alone": "others",
     "host without the graft": "bare",
     "noise of the same norm": "noise",
 }

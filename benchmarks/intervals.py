@@ -37,7 +37,8 @@ def measured(work: Path) -> dict[str, Tensor]:
 
 def _measure(work: Path) -> dict[str, Tensor]:
     from stitch.evaluation.scores import evaluate, whole_model
-    from stitch.layers.cells import Cell, Side, harvest_all, score_cells
+    from stitch.layers.cells import score_cells
+    from stitch.layers.streams import Cell, Side, harvest_all
     from stitch.models.loading import load
     from stitch.models.model import Model
     from stitch.models.sources import resolve

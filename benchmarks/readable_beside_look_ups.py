@@ -20,9 +20,9 @@ from sae.types import Dictionary
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import ridge
 from stitch.translation import cross_code
-from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
+from stitch.translation.least_squares import from_ridge
 from stitch.translation.rows import LOOK_UPS
 from stitch.translation.types import Translation, merged
 

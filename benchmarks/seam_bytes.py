@@ -32,7 +32,8 @@ from stitch.models.model import Model
 from stitch.text.documents import Split
 from stitch.translation import rows as registry
 from stitch.translation.available import free_inputs
-from stitch.translation.fit import Evidence, Fitted, Options, translate
+from stitch.translation.evidence import Evidence, Options
+from stitch.translation.fit import Fitted, translate
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 

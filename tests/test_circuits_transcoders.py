@@ -20,7 +20,8 @@ from stitch.circuits.find import find_circuit
 from stitch.circuits.report import footnotes
 from stitch.errors import UsageError
 from stitch.grafts import neurons
-from stitch.grafts.graft import GraftRequest, graft
+from stitch.grafts.graft import graft
+from stitch.grafts.request import GraftRequest
 from stitch.internals.forward import neuron_outputs
 from stitch.internals.transcoders import FeatureMlp, as_trained, feature_blocks, put_features
 from stitch.internals.weights import activation, norm

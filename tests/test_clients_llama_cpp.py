@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stitch.composite.native import write_native
 from stitch.conversions.heads.convert import convert_heads
-from stitch.grafts.graft import GraftRequest, graft
+from stitch.grafts.graft import graft
+from stitch.grafts.request import GraftRequest
 from stitch.models.loading import load
 from stitch.models.sources import resolve
 from stitch.synthesis.compile import compile_automaton, compile_machine

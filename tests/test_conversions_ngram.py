@@ -30,7 +30,9 @@ from stitch.conversions.ngrams import backfit as backfitting
 from stitch.conversions.ngrams import memory as fitting
 from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
-from stitch.conversions.ngrams.convert import UNPACKED, convert_ngram, loss_by_leakage, packing_notes, tables_for
+from stitch.conversions.ngrams.convert import convert_ngram
+from stitch.conversions.ngrams.fit import UNPACKED, tables_for
+from stitch.conversions.ngrams.knowledge import loss_by_leakage
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, audit_leakage, copies
 from stitch.conversions.ngrams.memory import (
@@ -44,6 +46,7 @@ from stitch.conversions.ngrams.memory import (
     with_shuffled_rows,
 )
 from stitch.conversions.ngrams.reading import TableIndex, history
+from stitch.conversions.ngrams.report import packing_notes
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.jobs.join import stitch

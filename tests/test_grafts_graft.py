@@ -23,11 +23,12 @@ from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import reversed_blocks
 from stitch.grafts.fresh_host import read_host
-from stitch.grafts.graft import GraftRequest, _can_be_set_apart, graft
+from stitch.grafts.graft import _can_be_set_apart, graft
 from stitch.grafts.hosts import widened
 from stitch.grafts.norm_inputs import input_lengths
 from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.report import result_notes, result_tables
+from stitch.grafts.request import GraftRequest
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.weights import FAMILIES, ONE_KEY_HEAD
@@ -277,13 +278,18 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     for number in (0, 1):
         scores = right(report, number)
         assert scores["this graft alone"] >= 0.97 * scores["donor"]
+        assert scores["the others alone"] >= 0.97 * scores["donor"]  # they have the same behaviour
         assert scores["host, grafted"] >= 0.97 * scores["donor"]
-    donor, grafted = load(gpt2), load(tmp_path / "both")
-    prompts = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4).first
+    said = []
+    for donor in (load(gpt2), load(other)):
+        chosen = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4)
+        with torch.no_grad(), replaced(donor, chosen.kept, chosen.means):
+            said.append(donor.net(chosen.other.clean).logits[chosen.other.asked])
     with torch.no_grad():
-        of_donor, of_both = (model.net(prompts.corrupt).logits[prompts.asked].mean(0) for model in (donor, grafted))
-    # Where there is nothing to copy, neither circuit says anything.
-    assert of_both.abs().mean() < 0.3 * of_donor.abs().mean()
+        of_both = load(tmp_path / "both").net(chosen.other.clean).logits[chosen.other.asked]
+    of_both, mean = (each - each.mean(1, keepdim=True) for each in (of_both, (said[0] + said[1]) / 2))
+    # Both have the same behaviour, so each says half of what it says alone.
+    assert 0.9 < (of_both * mean).sum() / mean.square().sum() < 1.1
     with pytest.raises(UsageError, match="needs channels"):
         graft([*requests, *requests], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
 
@@ -298,12 +304,41 @@ def test_beside_others_the_constant_lane_is_longer_than_any_stream(gpt2: Path, c
             donor, "induction", chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host), beside_others=beside_others
         )  # fmt: skip
         lengths[beside_others] = plan.frame.length / host.width**0.5
-        assert (plan.quiet is not None) == beside_others
+        assert (plan.apart is not None) == beside_others
         assert not beside_others or plan.frame.constant is not None
     with replaced(donor, chosen.kept, chosen.means):
         inputs = input_lengths(donor, weights.norm_spots(chosen.kept.blocks()), chosen.first.clean)
     longest = max(float(each.mean()) for each in inputs.values())
     assert lengths[True] > 6 * longest > 6 * lengths[False]
+
+
+@torch.no_grad()
+def test_beside_another_circuit_each_says_what_it_says_alone_on_its_own_prompts(
+    gpt2: Path, circuit: Path, tmp_path: Path
+):
+    """Here both are the same circuit, asked at different places."""
+    donor = load(gpt2)
+    chosen = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4)
+    asked = chosen.first
+    elsewhere = dataclasses.replace(
+        asked, asked=torch.zeros_like(asked.asked).index_fill(1, torch.tensor([3, 4]), True)
+    )
+    host = read_host(
+        config(tmp_path, LLAMA, hidden_size=1024, num_attention_heads=16, num_key_value_heads=16), donor, 0
+    )
+    space = FreeSpace.of(host)
+    plans = [
+        make_plan(donor, "induction", chosen.kept, chosen.means, prompts, host, space, beside_others=True)
+        for prompts in (asked, elsewhere)
+    ]
+    write(host, plans)
+    with replaced(donor, chosen.kept, chosen.means):
+        alone = donor.net(asked.clean).logits
+    for place in (asked.asked, elsewhere.asked):
+        said, wanted = (
+            each[place] - each[place].mean(1, keepdim=True) for each in (host.net(asked.clean).logits, alone)
+        )
+        assert (said - wanted).norm() < 0.5 * wanted.norm()  # added up, they would say it twice
 
 
 def test_a_host_without_biases_gets_heads_and_neurons_for_constants(gpt2: Path, circuit: Path, tmp_path: Path):

@@ -22,9 +22,10 @@ from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft
 from stitch.grafts.fresh_host import read_host
-from stitch.grafts.graft import GraftRequest, graft
+from stitch.grafts.graft import graft
 from stitch.grafts.plan import make_plan
 from stitch.grafts.rearranged import rearranged_circuit
+from stitch.grafts.request import GraftRequest
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.weights import FAMILIES

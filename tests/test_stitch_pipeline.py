@@ -33,7 +33,8 @@ from stitch.text.documents import select
 from stitch.text.windows import pack, sample
 from stitch.translation import look_ups
 from stitch.translation import rows as registry
-from stitch.translation.fit import Evidence, MatchedFeatures, Options, translate
+from stitch.translation.evidence import Evidence, MatchedFeatures, Options
+from stitch.translation.fit import translate
 from stitch.translation.inputs import ByToken, Lift, Stream
 from stitch.translation.token_tables import token_tables
 from turned import rotated_copy

@@ -25,8 +25,9 @@ from stitch.jobs.join import stitch
 from stitch.jobs.sweep import all_cells, sweep
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers import cells as cells_module
-from stitch.layers.cells import Cell, Side, _groups_within, harvest_all, needed_products, score_cells
+from stitch.layers.cells import _groups_within, needed_products, score_cells
 from stitch.layers.choose import choose_layer
+from stitch.layers.streams import Cell, Side, harvest_all
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.pages.sweep import sweep_page

@@ -13,7 +13,7 @@ from sae.types import Dictionary
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, of_translation
 from stitch.modeling.modeling_translation import ngram_keys
-from stitch.translation.fit import draws_within
+from stitch.translation.least_squares import draws_within
 from stitch.translation.module import translation_module
 from stitch.translation.packed import Packed
 from stitch.translation.packing import bytes_without_tables, pack, steps

@@ -76,7 +76,7 @@ def test_an_entry_is_complete(row: Row):
     if row.kind == "null":
         assert row.compared_with is not None, "a null says what it is the null of"
     if row.made_by and ":" in row.made_by:
-        from stitch.translation.fit import function_of
+        from stitch.translation.least_squares import function_of
 
         assert callable(function_of(row))
 

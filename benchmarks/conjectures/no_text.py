@@ -47,9 +47,9 @@ from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows, read_for, sample
 from stitch.translation import rows
 from stitch.translation.available import earlier_sites, free_inputs
-from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import reach, streams
+from stitch.translation.least_squares import from_ridge
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 

@@ -96,9 +96,9 @@ def graft(
     in `join`.
     Raises: UsageError when a circuit does not fit into the host; StitchError when a donor does not have its behaviour.
     """
-    from stitch.grafts.graft import GraftRequest
     from stitch.grafts.graft import graft as job
     from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
+    from stitch.grafts.request import GraftRequest
 
     if str(host).endswith(".json"):
         refuse_unread(graft, "with a trained host", strength=strength)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from stitch.composite.costs import late, of_translation
 from stitch.composite.cuts import can_be_cut
-from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
+from stitch.conversions.ngrams.fit import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, memory_needed, read_fit_data
 from stitch.evaluation.scores import evaluate

@@ -17,7 +17,7 @@ from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.progress import counted
 from stitch.text.documents import Split
-from stitch.translation.fit import LEAST_SQUARES_TOKENS
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 
 SAMPLE = 8_192  # tokens of the sweep split on which the cut is chosen
 

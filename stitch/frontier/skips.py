@@ -16,7 +16,8 @@ from stitch.models.model import Model
 from stitch.text.documents import Split
 from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites, free_inputs
-from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS, Evidence, Options
+from stitch.translation.fit import translate
 from stitch.translation.inputs import Input, Stream
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation

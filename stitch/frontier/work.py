@@ -7,7 +7,7 @@ from stitch.estimates import counts
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 from stitch.frontier.own_tables import ORDER, SKIPS
-from stitch.translation.fit import LEAST_SQUARES_TOKENS
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Scores of a grafted host beside its donor and controls: hosts that should not have the behaviour, and a trained host's text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -85,17 +85,17 @@ class PlannedGraft:
         """Hosts that should not have the behaviour, by name; `bare` makes a host without a graft."""
         plan, blocks = self.plan, sorted(set(self.plan.layers.values()))
         controls: dict[str, Callable[[], Model]] = {"host without the graft": bare}
-        controls["noise of the same norm"] = lambda: with_plan(bare(), randomised(plan, seed))
+        controls["noise of the same norm"] = lambda: with_plans(bare(), [randomised(plan, seed)])
         if len(blocks) > 1:
-            controls["blocks in opposite order"] = lambda: with_plan(bare(), reversed_blocks(plan))
+            controls["blocks in opposite order"] = lambda: with_plans(bare(), [reversed_blocks(plan)])
         for block in dict.fromkeys((blocks[0], blocks[-1])):
-            controls[f"without block {block}"] = lambda block=block: with_plan(bare(), without(plan, block))
+            controls[f"without block {block}"] = lambda block=block: with_plans(bare(), [without(plan, block)])
         return controls
 
 
-def with_plan(host: Model, plan: Plan) -> Model:
-    """The host after the plan is written into it, in place."""
-    write(host, [plan])
+def with_plans(host: Model, plans: Sequence[Plan]) -> Model:
+    """The host after the plans are written into it, in place."""
+    write(host, plans)
     return host
 
 

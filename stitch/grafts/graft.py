@@ -1,63 +1,37 @@
 """Grafts donors' circuits into a host of another architecture, fresh or trained: finds, plans, writes and compares them."""
 
-import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stitch.circuits.behaviours.prompts import Prompts
 from stitch.circuits.circuit_file import read_arrangement
 from stitch.circuits.find import ChosenCircuit, choose_circuit
 from stitch.composite.donor_code import save_net
-from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
-from stitch.grafts.constant_neurons import SLOPES
-from stitch.grafts.fresh_host import read_host
-from stitch.grafts.hosts import widened
+from stitch.grafts.compared import PlannedGraft, text_scores, with_plans
+from stitch.grafts.hosts import host_factory
 from stitch.grafts.landed import write_graphs
-from stitch.grafts.neurons import units
+from stitch.grafts.needed import key_heads_of
 from stitch.grafts.plan import Plan, make_plan
-from stitch.grafts.position_heads import HEADS
-from stitch.grafts.positions import CODE_PLANES, PositionScheme
 from stitch.grafts.rearranged import rearranged_circuit
 from stitch.grafts.report import graft_card, plan_notes, plan_tables, result_notes, result_tables
+from stitch.grafts.request import GraftRequest, load_donors, load_or_check_host
 from stitch.grafts.trained import beside_trained_stream
 from stitch.grafts.write import write
 from stitch.internals import weights
-from stitch.internals.transcoders import feature_blocks, put_features
 from stitch.models.device import torch_device
-from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
-from stitch.models.sources import Source, resolve
+from stitch.models.sources import Source
 from stitch.pages.card import page_and_card
 from stitch.pages.graft import graft_page
 from stitch.progress import Progress
-from stitch.text.tokenizers import require_same_ids
-
-
-@dataclass(frozen=True)
-class GraftRequest:
-    """A behaviour that the host should get from a donor.
-
-    `circuit` is a file that names the components; None: they are looked for. `features` are transcoders by block, whose features
-    replace the donor's neurons there.
-    """
-
-    donor: str
-    behaviour: str
-    circuit: Path | None = None
-    features: Mapping[int, str] = field(default_factory=dict)
 
 
 def graft(
@@ -86,7 +60,7 @@ def graft(
     Circuits that are looked for keep a share `keep` of the donor's right answers on `count` prompts. A donor's stream gets at
     most `channels` channels. If a circuit lies in more blocks than a fresh host has, the donor is rearranged into as many
     blocks (`stitch.circuits.shallow`) and the circuit is looked for again. Where several share a fresh host with RMSNorm, norms
-    depend on no donor's stream, and a circuit's mean logits on corrupt prompts are left out, also in the control of one alone.
+    depend on no donor's stream, and each circuit speaks on prompts of its behaviour alone (`stitch.grafts.apart`).
 
     For each request the report has the plan and rows of scores: the donor, the rearranged donor if there is one, its circuit
     alone with all else constant, the grafted host, and controls: the host without the graft, noise in place of the circuit, its
@@ -103,16 +77,16 @@ def graft(
             "trust_remote_code": trust_remote_code,
             "progress": progress,
         }
-        loaded = _load_donors(requests, **options)
+        loaded = load_donors(requests, **options)
         donors = [model for model, _ in loaded]
-        found, longest = _load_or_check_host(host, donors[0], seed, **options)
+        found, longest = load_or_check_host(host, donors[0], seed, **options)
         trained = None if found is None else found[0]
         search = {"keep": keep, "count": count, "seed": seed, "text": text, "longest": longest, "progress": progress}
         circuits = [
             choose_circuit(donor, request.behaviour, circuit=request.circuit, constant=True, **search)
             for request, donor in zip(requests, donors, strict=True)
         ]
-        make_host = _host_factory(host, trained, donors, circuits, channels, seed)
+        make_host = host_factory(host, trained, donors, circuits, channels, seed)
         target, space = make_host()
         if trained is None:
             circuits = [
@@ -136,7 +110,7 @@ def graft(
                 channels,
                 chosen.shallow,
                 beside_others=apart,
-                reserved=_key_heads_of(donors[number:], circuits[number:], target),
+                reserved=key_heads_of(donors[number:], circuits[number:], target),
             )
             report["grafts"].append(_described(request, chosen, plan))
             if trained is not None:
@@ -169,28 +143,6 @@ def graft(
     return run("graft", plan, out, overwrite=overwrite)[0]
 
 
-def _key_heads_of(donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model) -> Counter[int]:
-    """Upper bounds for the key heads that circuits take, by block of the host."""
-    found: Counter[int] = Counter()
-    for donor, chosen in zip(donors, circuits, strict=True):
-        for place, block in _places(donor, chosen, host):
-            found[place] += int(chosen.kept.masks["heads", block].sum())
-    return found
-
-
-def _places(donor: Model, chosen: ChosenCircuit, host: Model) -> Iterator[tuple[int, int]]:
-    """Blocks of the host that a circuit may take, each with the donor's: two for one if positions may be written before it."""
-    blocks = (
-        dict(zip(chosen.kept.blocks(), itertools.count()))
-        if chosen.shallow is None
-        else chosen.shallow.arrangement.layers
-    )
-    later = chosen.shallow is None and PositionScheme.of(donor, host).loses_positions
-    for block, place in blocks.items():
-        for one in range(place, place + 1 + later):
-            yield one, block
-
-
 def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:
     """Whether several circuits get long constant lanes. In a host with LayerNorm a free channel lies on all of its channels, so
     that in half precision a long lane would drown the others; and where blocks are rearranged BOS has a longer lane, which others
@@ -215,7 +167,8 @@ def _write_and_score(prepared: _Prepared, seed: int, text: str, tokens: int, pro
     target, grafts, report = prepared.target, prepared.grafts, prepared.report
     reads = write(target, [each.plan for each in grafts])
     for planned, entry, scales in zip(grafts, report["grafts"], reads, strict=True):
-        controls = _controls(planned, lambda: prepared.make_host()[0], seed, shared=len(grafts) > 1)
+        others = [each.plan for each in grafts if each is not planned]
+        controls = _controls(planned, lambda: prepared.make_host()[0], seed, others)
         entry |= {"reads": scales, **_described_prompts(planned.chosen.other)}
         entry["results"] = planned.compared(target, controls, progress)
     if prepared.trained is not None:
@@ -242,74 +195,6 @@ def _roles(
     """The models of a graft by their role in the report."""
     roles = {"donor" if number == 1 else f"donor {number}": one for number, one in enumerate(donors, 1)}
     return roles if host is None else {**roles, "host": host}
-
-
-def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[tuple[Model, Source]]:
-    """The donors with the requested features in place of their neurons.
-
-    Raises: UsageError for features that cannot be grafted, and for donors whose tokenizers differ.
-    """
-    loaded = [_load(request.donor, "donor", **options) for request in requests]
-    donors = [model for model, _ in loaded]
-    for request, donor in zip(requests, donors, strict=True):
-        put_features(donor, request.features)
-        for block, module in feature_blocks(donor).items():
-            if module.reads_output or module.k is not None:
-                what = "an SAE on the MLP's output, behind the neurons" if module.reads_output else "a top-k dictionary"
-                raise UsageError(
-                    f"features to be grafted must be those of a transcoder without top-k; those of block {block} are of {what}: "
-                    "choose others."
-                )
-    for donor in donors[1:]:
-        require_same_ids(donors[0].tokenizer, donor.tokenizer, donors[0].name, donor.name)
-    return loaded
-
-
-def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> tuple[tuple[Model, Source] | None, int]:
-    """The trained host, or None for a config file, which is only checked here, before the search for circuits takes time; and the
-    host's longest context."""
-    if host.endswith(".json"):
-        return None, read_host(Path(host), donor, seed).longest
-    trained, source = _load(host, "host", **options)
-    require_same_ids(donor.tokenizer, trained.tokenizer, donor.name, trained.name)
-    return (trained, source), trained.longest
-
-
-def _host_factory(
-    host: str,
-    trained: Model | None,
-    donors: Sequence[Model],
-    circuits: Sequence[ChosenCircuit],
-    channels: int | None,
-    seed: int,
-) -> Callable[[], tuple[Model, FreeSpace]]:
-    """Makes the host without a graft and its free space, as often as controls need it."""
-
-    def fresh() -> tuple[Model, FreeSpace]:
-        model = read_host(Path(host), donors[0], seed)
-        return model, FreeSpace.of(model)
-
-    if trained is None:
-        return fresh
-    return partial(widened, trained, **_needed(donors, circuits, trained, channels))
-
-
-def _needed(
-    donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model, channels: int | None
-) -> dict[str, int]:
-    """Upper bounds for the channels, and the key heads and neurons of every block, that circuits take of a trained host."""
-    neurons: Counter[int] = Counter()
-    heads, attention = _key_heads_of(donors, circuits, host), weights.attention(host, 0)
-    for donor, chosen in zip(donors, circuits, strict=True):
-        if PositionScheme.of(donor, host).loses_positions:
-            heads[0] += -(-HEADS // attention.shared)
-        for place, block in _places(donor, chosen, host):
-            per_neuron = units(weights.mlp(donor, block), weights.mlp(host, 0))
-            neurons[place] += per_neuron * int(chosen.kept.masks["neurons", block].sum()) + len(SLOPES)
-            heads[place] += attention.o_bias is None  # for a constant
-    # The donor's stream, its output, position codes or BOS, and a constant; LayerNorm takes one more channel each of two times.
-    width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
-    return {"channels": width, "groups": max(heads.values(), default=0), "neurons": max(neurons.values(), default=0)}
 
 
 def _rearranged_if_needed(
@@ -344,30 +229,14 @@ def _described_prompts(prompts: Prompts) -> dict:
 
 
 def _controls(
-    planned: PlannedGraft, bare: Callable[[], Model], seed: int, *, shared: bool
+    planned: PlannedGraft, bare: Callable[[], Model], seed: int, others: Sequence[Plan]
 ) -> dict[str, Callable[[], Model]]:
-    """The graft's controls; if the host is `shared` with other grafts, also the host with this graft alone."""
+    """The graft's controls; where `others` share the host, also this graft without them, and they without it."""
     controls = planned.controls(bare, seed)
-    if shared:
-        controls["this graft alone"] = lambda: with_plan(bare(), planned.plan)
+    if others:
+        controls["this graft alone"] = lambda: with_plans(bare(), [planned.plan])
+        controls["the others alone"] = lambda: with_plans(bare(), others)
     return controls
-
-
-def _load(
-    name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None
-) -> tuple[Model, Source]:
-    """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
-    source = resolve(name, trust_remote_code=trust_remote_code, progress=progress)
-    model = load(
-        source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code, progress=progress
-    )  # fmt: skip
-    weights.check(model, f"the {role} of a graft")
-    if role == "host" and model.config.model_type not in weights.FAMILIES:
-        raise UsageError(
-            f"the host of a graft must have room for more key heads; {name} is a GPTBigCode, which has one: choose a model of "
-            f"one of {', '.join(weights.FAMILIES)}."
-        )
-    return model, source
 
 
 def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:

@@ -1,16 +1,41 @@
-"""Trained models as hosts of grafts, with channels, heads and neurons added."""
+"""Hosts of grafts: fresh ones, and trained models with channels, heads and neurons added."""
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from stitch.circuits.find import ChosenCircuit
 from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.fresh_host import read_host
+from stitch.grafts.needed import needed
 from stitch.internals import weights
 from stitch.models.model import Model
+
+
+def host_factory(
+    host: str,
+    trained: Model | None,
+    donors: Sequence[Model],
+    circuits: Sequence[ChosenCircuit],
+    channels: int | None,
+    seed: int,
+) -> Callable[[], tuple[Model, FreeSpace]]:
+    """Makes the host without a graft and its free space, as often as controls need it."""
+
+    def fresh() -> tuple[Model, FreeSpace]:
+        model = read_host(Path(host), donors[0], seed)
+        return model, FreeSpace.of(model)
+
+    if trained is None:
+        return fresh
+    return partial(widened, trained, **needed(donors, circuits, trained, channels))
 
 
 @torch.no_grad()

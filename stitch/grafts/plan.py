@@ -53,8 +53,8 @@ class Plan:
     `targets` are the donor's normalised streams on the prompts `ids`, by spot of the host. `positions` is the donor's table for
     a host that has learned positions too, `written_positions` what a host with rotary ones gets instead. `output` is set for
     trained hosts. `arrangement` is set if the donor's blocks were rearranged; then BOS has longer lanes than other tokens, by
-    the factor `first`, as its stream is longer. `quiet` is set beside other donors' circuits: what this one adds to the logits
-    on average on the corrupt ones of these prompts, where it has nothing to do, is left out.
+    the factor `first`, as its stream is longer. `apart` is set beside other donors' circuits: prompts of the behaviour, on which
+    this one speaks and the others do not.
     """
 
     donor: str
@@ -77,7 +77,7 @@ class Plan:
     output: OutputLanes | None = None
     arrangement: Arrangement | None = None
     first: float = 1.0
-    quiet: Prompts | None = None
+    apart: Prompts | None = None
 
     def described(self) -> dict:
         """The plan as the report has it: numbers and no weights."""
@@ -205,7 +205,7 @@ def make_plan(
         targets={(stage, 0 if stage == "final" else layers[block]): x for (stage, block), x in streams.in_host.items()},
         arrangement=None if shallow is None else shallow.arrangement,
         first=1.0 if shallow is None else _length_of_first(streams.lengths),
-        quiet=prompts if beside_others else None,
+        apart=prompts if beside_others else None,
     )
 
 

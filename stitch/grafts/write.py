@@ -1,7 +1,6 @@
 """Writes planned circuits into a host block by block, and calibrates the scale of what they read on prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from stitch.grafts import constant_neurons
 from stitch.grafts.first_token import FirstTokenHeads
-from stitch.grafts.norm_inputs import normalised_inputs
 from stitch.grafts.plan import Plan
+from stitch.grafts.reading import Reading, like
+from stitch.grafts.unembedding import write_unembedding
 from stitch.grafts.written_positions import write_positions
 from stitch.internals import weights
 from stitch.internals.weights import Spot
@@ -38,78 +38,19 @@ def write(host: Model, plans: Sequence[Plan]) -> list[list[dict]]:
         for stage in ("attention", "mlp"):
             spot: Spot = (stage, block)
             write_components = {"attention": _write_heads, "mlp": _write_neurons}[stage]
-            readings = [_Reading.of(host, plan, spot) if spot in plan.targets else None for plan in plans]
+            readings = [Reading.of(host, plan, spot) if spot in plan.targets else None for plan in plans]
             for reading, entries in zip(readings, described, strict=True):
                 if reading is not None:
                     write_components(host, reading, block)
                     entries.append(reading.described())
     for plan in plans:
         if plan.output is not None:
-            weights.unembedding(host).add_(_like(plan.output.read @ plan.unembedding, host))
+            weights.unembedding(host).add_(like(plan.output.read @ plan.unembedding, host))
     if not fresh:
         return described
-    final = [_Reading.of(host, plan, ("final", 0)) for plan in plans]
-    _write_unembedding(host, final)
+    final = [Reading.of(host, plan, ("final", 0)) for plan in plans]
+    write_unembedding(host, final)
     return [[*entries, reading.described()] for entries, reading in zip(described, final, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """How a plan's maps read the host's stream at a spot.
-
-    `scale` makes what they read as large as in the donor; `missing` is the share of that which they do not get. `constant` and
-    `code` are the mean lengths of the constant lane and of position codes after the host's norm, `lane` are those of the constant
-    lane by token, divided by their mean.
-    """
-
-    plan: Plan
-    spot: Spot
-    scale: float
-    missing: float
-    constant: float
-    code: float
-    lane: Float[Tensor, " tokens"] | None
-
-    @classmethod
-    def of(cls, host: Model, plan: Plan, spot: Spot) -> "_Reading":
-        """Calibrated on the plan's prompts with all that is written into the host so far."""
-        normalised = normalised_inputs(host, [spot], plan.ids)[spot]
-        target, read = plan.targets[spot], normalised @ plan.frame.read
-        scale = float((target * read).sum() / read.square().sum())
-        missing = float((target - scale * read).square().sum() / target.square().sum())
-        constant, codes = plan.frame.constant, plan.frame.codes
-        lane = None if constant is None else (normalised @ constant).flatten()
-        return cls(
-            plan,
-            spot,
-            scale,
-            missing,
-            constant=0.0 if lane is None else float(lane.mean()),
-            code=0.0 if codes is None else float((normalised @ codes.T).norm(dim=-1).mean()),
-            lane=None if lane is None else lane / lane.mean(),
-        )
-
-    def described(self) -> dict:
-        """As the report has it."""
-        return {"spot": f"{self.spot[0]} {self.spot[1]}", "scale": self.scale, "missing": self.missing}
-
-    def host_map(
-        self,
-        weight: Float[Tensor, "d columns"],
-        bias: Float[Tensor, " columns"],
-        codes: Float[Tensor, "codes columns"] | None = None,
-        *,
-        biased: bool,
-    ) -> Float[Tensor, "d_host columns"]:
-        """A map of the donor's normalised stream as a map of the host's. Unless the host has a parameter for its bias
-        (`biased`), the bias is read from the constant lane."""
-        frame = self.plan.frame
-        total = self.scale * frame.read @ weight
-        if not biased and frame.constant is not None:
-            total = total + torch.outer(frame.constant, bias) / self.constant
-        if codes is not None and frame.codes is not None:
-            total = total + frame.codes.T @ codes / self.code
-        return total
 
 
 def _silence(host: Model) -> None:
@@ -127,23 +68,23 @@ def _silence(host: Model) -> None:
 def _write_embedding(host: Model, plan: Plan) -> None:
     """Adds the donor's tokens, positions, position codes and the constant to the host's embeddings."""
     frame = plan.frame
-    host.embedding.weight.add_(_like(plan.embedding @ frame.write, host))
+    host.embedding.weight.add_(like(plan.embedding @ frame.write, host))
     if frame.bos is not None:
-        host.embedding.weight[plan.ids[0, 0]] += _like(frame.bos, host)
+        host.embedding.weight[plan.ids[0, 0]] += like(frame.bos, host)
     if frame.constant is not None:
-        host.embedding.weight.add_(_like(frame.length * frame.constant, host))
-        host.embedding.weight[plan.ids[0, 0]] += _like((plan.first - 1) * frame.length * frame.constant, host)
+        host.embedding.weight.add_(like(frame.length * frame.constant, host))
+        host.embedding.weight[plan.ids[0, 0]] += like((plan.first - 1) * frame.length * frame.constant, host)
     table = weights.positions(host)
     if table is not None and plan.positions is not None:
         own = plan.positions[: len(table)] @ frame.write
-        table[: len(own)] += _like(own, host)
+        table[: len(own)] += like(own, host)
     if table is not None and plan.codes is not None and frame.codes is not None:
         codes = frame.length * plan.codes @ frame.codes
         codes[0] *= plan.first
-        table += _like(codes, host)
+        table += like(codes, host)
 
 
-def _write_heads(host: Model, reading: _Reading, block: int) -> None:
+def _write_heads(host: Model, reading: Reading, block: int) -> None:
     """Writes the plan's heads in this block of the host, and its constant after them."""
     ours, plan = weights.attention(host, block), reading.plan
     biased = ours.q_bias is not None
@@ -151,25 +92,25 @@ def _write_heads(host: Model, reading: _Reading, block: int) -> None:
         if placed.host_block != block:
             continue
         head, group, query = placed.maps, placed.host_group, placed.host_head
-        ours.q[:, query] = _like(reading.host_map(head.q, head.q_bias, head.q_codes, biased=biased), host)
-        ours.k[:, group] = _like(reading.host_map(head.k, head.k_bias, head.k_codes, biased=biased), host)
+        ours.q[:, query] = like(reading.host_map(head.q, head.q_bias, head.q_codes, biased=biased), host)
+        ours.k[:, group] = like(reading.host_map(head.k, head.k_bias, head.k_codes, biased=biased), host)
         # The bias of values is written below, or is among the constants of the plan.
-        ours.v[:, group] = _like(reading.host_map(head.v, head.v_bias, biased=True), host)
-        ours.o[query] = _like(_written(plan, head.o, block), host)
+        ours.v[:, group] = like(reading.host_map(head.v, head.v_bias, biased=True), host)
+        ours.o[query] = like(_written(plan, head.o, block), host)
         for own, place, bias in (
             (ours.q_bias, query, head.q_bias),
             (ours.k_bias, group, head.k_bias),
             (ours.v_bias, group, head.v_bias),
         ):
             if own is not None:
-                own[place] = _like(bias, host)
+                own[place] = like(bias, host)
     _write_output_bias(host, reading, ours.o_bias)
     if block in plan.constant_heads:
         heads = FirstTokenHeads.of(host, block, plan.frame, plan.ids)
         heads.write_constant(plan.constant_heads[block], plan.constants["attention", block], weights.frequencies(host))
 
 
-def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
+def _write_neurons(host: Model, reading: Reading, block: int) -> None:
     """Writes the plan's neurons in this block of the host, and its constants that have no bias to go to."""
     ours, plan = weights.mlp(host, block), reading.plan
     biased = ours.up_bias is not None
@@ -177,20 +118,20 @@ def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
         if placed.host_block != block:
             continue
         maps, columns = placed.maps, slice(placed.first, placed.first + len(placed.maps))
-        ours.up[:, columns] = _like(reading.host_map(maps.up, maps.up_bias, biased=biased), host)
+        ours.up[:, columns] = like(reading.host_map(maps.up, maps.up_bias, biased=biased), host)
         if ours.up_bias is not None:
-            ours.up_bias[columns] = _like(maps.up_bias, host)
+            ours.up_bias[columns] = like(maps.up_bias, host)
         if ours.gate is not None and maps.gate is not None and maps.gate_bias is not None:
-            ours.gate[:, columns] = _like(reading.host_map(maps.gate, maps.gate_bias, biased=biased), host)
+            ours.gate[:, columns] = like(reading.host_map(maps.gate, maps.gate_bias, biased=biased), host)
             if ours.gate_bias is not None:
-                ours.gate_bias[columns] = _like(maps.gate_bias, host)
-        ours.down[columns] = _like(_written(plan, maps.down, block), host)
+                ours.gate_bias[columns] = like(maps.gate_bias, host)
+        ours.down[columns] = like(_written(plan, maps.down, block), host)
     _write_output_bias(host, reading, ours.down_bias)
     if plan.frame.constant is not None and ours.gate is not None and block in plan.spares:
         _write_constant_neurons(host, reading, block)
 
 
-def _write_constant_neurons(host: Model, reading: _Reading, block: int) -> None:
+def _write_constant_neurons(host: Model, reading: Reading, block: int) -> None:
     """Makes gated neurons that are 1 for every token: they write the constants of this block that have no bias or head."""
     ours, plan = weights.mlp(host, block), reading.plan
     assert plan.frame.constant is not None and ours.gate is not None and reading.lane is not None
@@ -201,9 +142,9 @@ def _write_constant_neurons(host: Model, reading: _Reading, block: int) -> None:
         total += plan.constants.get(("attention", block), 0)
     lane, spares = plan.frame.constant / reading.constant, plan.spares[block]
     columns, slopes = slice(spares.start, spares.stop), constant_neurons.slopes(len(spares))
-    ours.gate[:, columns] = _like(torch.outer(lane, slopes), host)
-    ours.up[:, columns] = _like(lane[:, None].expand(-1, len(spares)), host)
-    ours.down[columns] = _like(
+    ours.gate[:, columns] = like(torch.outer(lane, slopes), host)
+    ours.up[:, columns] = like(lane[:, None].expand(-1, len(spares)), host)
+    ours.down[columns] = like(
         torch.outer(constant_neurons.sum_to_one(reading.lane, len(spares)), total @ plan.frame.write), host
     )
 
@@ -214,38 +155,13 @@ def _written(plan: Plan, rows: Float[Tensor, "rows d"], block: int) -> Float[Ten
     return rows @ (plan.frame.write if last is None else plan.frame.write + last.write)
 
 
-def _write_output_bias(host: Model, reading: _Reading, bias: Tensor | None) -> None:
+def _write_output_bias(host: Model, reading: Reading, bias: Tensor | None) -> None:
     """Adds the plan's constant at this spot to the bias of the output projection, and subtracts what is usually written to the
     output lanes."""
     if bias is None:
         return
     plan, spot = reading.plan, reading.spot
     if spot in plan.constants:
-        bias.add_(_like(plan.constants[spot] @ plan.frame.write, host))
+        bias.add_(like(plan.constants[spot] @ plan.frame.write, host))
     if plan.output is not None and spot in plan.output.usual:
-        bias.sub_(_like(plan.output.usual[spot] @ plan.output.write, host))
-
-
-def _write_unembedding(host: Model, readings: Sequence[_Reading]) -> None:
-    """Writes the unembeddings of all plans, whose logits add up: beside others less what a circuit says on average where it has
-    nothing to do. What the host's head reads of other channels stays."""
-    head: Tensor = host.head.weight  # pyright: ignore[reportAssignmentType]
-    lanes = torch.cat([reading.plan.frame.lanes for reading in readings])
-    before = head.double().cpu()
-    total = before - before @ lanes.T @ lanes
-    for reading in readings:
-        plan, final = reading.plan, weights.norm(host, "final")
-        bias = plan.shift @ plan.unembedding if final.bias is None else torch.zeros_like(plan.unembedding[0])
-        found = reading.host_map(plan.unembedding, bias, biased=plan.frame.constant is None)
-        if plan.quiet is not None and plan.frame.constant is not None:
-            stream = normalised_inputs(host, [reading.spot], plan.quiet.corrupt)[reading.spot]
-            usual = (stream[plan.quiet.asked] @ found).mean(0)
-            found = found - torch.outer(plan.frame.constant, usual) / reading.constant
-        total += found.T
-        if final.bias is not None:
-            final.bias.add_(_like(plan.shift @ torch.linalg.pinv(plan.frame.read) / reading.scale, host))
-    head.copy_(total)
-
-
-def _like(value: Tensor, host: Model) -> Tensor:
-    return value.to(host.device, host.dtype)
+        bias.sub_(like(plan.output.usual[spot] @ plan.output.write, host))

@@ -21,7 +21,7 @@ from stitch.frontier.work import Donor, cut, own_tables
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites
-from stitch.translation.fit import LEAST_SQUARES_TOKENS
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 from stitch.translation.routes import ROWS as ROUTE_ROWS
 
 ADAM = 12 * 4  # bytes read and written per weight in a step of Adam with clipped gradients

@@ -64,8 +64,8 @@ from stitch.report.card import model_card
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows, tokens_of
 from stitch.translation import rows as registry
-from stitch.translation.fit import from_ridge
 from stitch.translation.inputs import Stream, streams
+from stitch.translation.least_squares import from_ridge
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 

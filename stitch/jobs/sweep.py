@@ -30,7 +30,8 @@ from stitch.jobs.sweep_plan import disk_of_sweep, plan_sweep
 from stitch.jobs.sweep_report import sweep_report
 from stitch.jobs.sweep_rivals import from_cells, own_cells, whole_models, with_tables
 from stitch.jobs.sweep_tasks import harvest_on, score_on
-from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
+from stitch.layers.cells import score_cells
+from stitch.layers.streams import Cell, Harvest, Side, harvest_all
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.pages.sweep import sweep_page

@@ -19,7 +19,7 @@ from stitch.frontier.work import Donor, own_tables
 from stitch.jobs.pair.text import read_windows
 from stitch.jobs.sweep_rivals import own_cells
 from stitch.layers import work
-from stitch.layers.cells import Cell, Side
+from stitch.layers.streams import Cell, Side
 from stitch.layers.work import Depths
 from stitch.models.model import Model
 from stitch.progress import Progress

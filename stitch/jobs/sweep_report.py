@@ -6,9 +6,10 @@ from dataclasses import replace
 from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores
 from stitch.jobs.sweep_rivals import Rival
-from stitch.layers.cells import Cell, CellRow, ScoredCells, Side
+from stitch.layers.cells import CellRow, ScoredCells
 from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
+from stitch.layers.streams import Cell, Side
 from stitch.models.model import Model
 
 ANY = 2**62  # bytes

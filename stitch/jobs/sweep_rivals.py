@@ -10,7 +10,8 @@ from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
-from stitch.layers.cells import Cell, Harvest, ScoredCells, Side
+from stitch.layers.cells import ScoredCells
+from stitch.layers.streams import Cell, Harvest, Side
 from stitch.models.model import Model
 
 Kind = Literal["whole", "tables", "cut", "no-source"]

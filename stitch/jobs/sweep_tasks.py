@@ -11,7 +11,8 @@ from pathlib import Path
 from stitch.config import CompleteSettings
 from stitch.jobs.cluster import Cluster
 from stitch.jobs.pair.models import load_pair
-from stitch.layers.cells import Cell, Harvest, ScoredCells, Side, harvest_all, score_cells
+from stitch.layers.cells import ScoredCells, score_cells
+from stitch.layers.streams import Cell, Harvest, Side, harvest_all
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows

@@ -4,25 +4,19 @@ One pass over the tokens accumulates the sums of all pairs. Σ xᵀx of a site s
 both directions. Pairs whose sums exceed the memory budget together are divided into groups, with one pass for each.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations.harvest import Activations, harvest, windows_per_shard
-from stitch.activations.paired import Paired, without_sinks
 from stitch.composite.compose import late_half
 from stitch.composite.costs import Cost, of_translation
-from stitch.composite.cuts import exact_streams_from
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.stage import Stage
-from stitch.files.store import Store
+from stitch.layers.streams import Cell, Harvest, Side
 from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -33,65 +27,8 @@ from stitch.translation.inputs import ByToken
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Residual, Term, Translation
 
-Side = Literal["a", "b"]
 INPUTS = {"affine": ("x",), "affine+token": ("x", "embedding")}  # what each fast translation reads
 NULL = "no-source"  # reads only the target's embedding: what can be predicted without a source
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """The first `i` blocks of the model `source`, a translation, and the blocks of `target` (maybe the same) from `j` on."""
-
-    source: Side
-    i: int
-    target: Side
-    j: int
-
-    @property
-    def ends(self) -> list[tuple[Side, int]]:
-        """Both sites, in the same order for both directions, which share their sums."""
-        return sorted([(self.source, self.i), (self.target, self.j)])
-
-
-@dataclass(frozen=True)
-class Harvest:
-    """The residual streams at the harvested sites of both models, over the windows of one split."""
-
-    sides: dict[Side, Activations]
-
-    @property
-    def windows(self) -> Windows:
-        return self.sides["a"].windows
-
-    @cached_property
-    def keep(self) -> Bool[Tensor, "windows context"]:
-        """The tokens to fit on: without BOS at position 0, and without tokens that are a sink at any site. They are the same
-        for all pairs, so that sums can be shared."""
-        return without_sinks(self.sides["a"], self.sides["a"].sites) & without_sinks(
-            self.sides["b"], self.sides["b"].sites
-        )
-
-    def paired(self, cell: Cell) -> Paired:
-        """The streams at the two sites of a cell."""
-        return Paired(self.sides[cell.source], self.sides[cell.target], cell.i, cell.j, self.keep)
-
-    def chunks(self, names: Iterable[str], tables: dict[str, ByToken], tokens: int) -> Iterator[dict[str, Tensor]]:
-        """The kept rows of variables, `tokens` at a time: "a.3" is a site of model a, "embedding.b" a row of `tables`."""
-        names = sorted(names)
-        for shard in range(self.sides["a"].shards):
-            rows = self.sides["a"].rows(shard)
-            keep = self.keep[rows]
-            ids = self.windows.ids[rows][keep].long().split(tokens)
-            streams = {name: self._read(name, shard)[keep].split(tokens) for name in names if name not in tables}
-            for number, part in enumerate(ids):
-                yield {
-                    name: _rows(tables[name], part) if name in tables else streams[name][number].float()
-                    for name in names
-                }
-
-    def _read(self, name: str, shard: int) -> Float[Tensor, "windows context d"]:
-        side, _, site = name.partition(".")
-        return self.sides["a" if side == "a" else "b"].read(shard, int(site))
 
 
 @dataclass(frozen=True)
@@ -113,39 +50,6 @@ class ScoredCells:
 
     rows: dict[Cell, dict[str, CellRow]]
     nulls: dict[tuple[Side, int], CellRow]
-
-
-def harvest_all(
-    models: dict[Side, Model],
-    windows: Windows,
-    sites: dict[Side, Sequence[int]],
-    folder: Path,
-    memory: int,
-    progress: Progress | None = None,
-    *,
-    part: tuple[int, int] = (0, 1),
-    store: Store | None = None,
-) -> Harvest:
-    """Writes the streams of both models at all `sites` to `folder`, with one pass per model, or one in all if both are the same.
-
-    `memory` is in bytes; `part` and `store` are those of `harvest`.
-    """
-    same = models["a"] is models["b"]
-    if same:
-        both = sorted({*sites["a"], *sites["b"]})
-        sites = {"a": both, "b": both}
-    width = sum(models[side].width * len(sites[side]) for side in models)
-    per_shard = windows_per_shard(windows.context, width, models["a"].dtype, memory)
-    found: dict[Side, Activations] = {}
-    for side, model in models.items():
-        if same and found:
-            found[side] = found["a"]
-            continue
-        found[side] = harvest(
-            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, store=store, late=exact_streams_from,
-            progress=progress,
-        )  # fmt: skip
-    return Harvest(found)
 
 
 @torch.no_grad()
@@ -276,10 +180,6 @@ def _embeddings(
         same = next((one for (_, other), one in found.items() if other == target), made)
         found[source, target] = replace(made, table=same.table, keys=same.keys)
     return found
-
-
-def _rows(table: ByToken, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens d"]:
-    return table.table[table.numbers(ids).to(table.table.device)].cpu()
 
 
 def _chunks_with_progress(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from stitch.composite.costs import Costs
 from stitch.errors import UsageError
-from stitch.layers.cells import INPUTS, Cell, Side, harvest_all, score_cells
+from stitch.layers.cells import INPUTS, score_cells
 from stitch.layers.pareto import best_within
+from stitch.layers.streams import Cell, Side, harvest_all
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.documents import Split

@@ -33,9 +33,10 @@ from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import STRENGTHS, ridge
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
-from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 from stitch.translation.frequent import frequent
 from stitch.translation.inputs import ByPosition, ByToken, Input
+from stitch.translation.least_squares import from_ridge
 from stitch.translation.look_ups import positions
 from stitch.translation.packed import Packed
 from stitch.translation.token_tables import TokenTables, token_tables

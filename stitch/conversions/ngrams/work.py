@@ -8,7 +8,7 @@ from stitch.estimates import counts
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 from stitch.models.flops import block_flops
-from stitch.translation.fit import LEAST_SQUARES_TOKENS
+from stitch.translation.evidence import LEAST_SQUARES_TOKENS
 from stitch.translation.look_ups import position_columns
 
 PASSES, ALONE = 6, 10  # of backfitting, about: with a start from ridge regression, and without

@@ -12,7 +12,8 @@ from stitch.models.model import Model
 from stitch.progress import Progress, Steps
 from stitch.text.documents import Split
 from stitch.translation.available import available
-from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
+from stitch.translation.evidence import Evidence, MatchedFeatures, Options
+from stitch.translation.fit import Fitted, inputs_read, translate
 from stitch.translation.packing import bytes_without_tables, pack, steps
 from stitch.translation.token_tables import TokenTables, token_tables
 from stitch.translation.types import Translation
