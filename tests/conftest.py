@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import shapes
+
 _START = time.monotonic()
 _CACHE = tempfile.TemporaryDirectory(prefix="stitch-tests-")
 
@@ -52,6 +54,7 @@ def pytest_addoption(parser):
 
 
 def pytest_runtest_setup(item):
+    shapes.calls.clear()
     within = item.config.getoption("within")
     if within is not None and time.monotonic() - _START > within:
         pytest.skip(f"not begun within {within:.0f} s")

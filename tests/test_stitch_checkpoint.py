@@ -369,7 +369,7 @@ def test_a_chain_written_by_an_earlier_version_loads_and_can_be_cut_again(donors
     """Its halves are described by cut configs, whose blocks are counted from 0: GPT-2's first two, one of Gemma 3, one Llama."""
     folder, ids = Path(__file__).parent / "data" / "composite-0.1", tiny.ids(2, 9)
     old, expected = load(folder), load_file(folder / "expected.safetensors")
-    assert torch.equal(old.net(ids).logits, expected["logits"])
+    assert torch.allclose(old.net(ids).logits, expected["logits"], rtol=1e-5, atol=1e-4)  # written on another processor
     assert torch.equal(old.net.generate(ids, max_new_tokens=6, do_sample=False), expected["greedy"])
     assert [part.depth for part in old.parts] == [2, 1, 1]
     last = load(donors["gpt2"])

@@ -188,12 +188,17 @@ def arms() -> dict[str, dict]:
 
 
 def of_traces() -> str:
-    """The first two rules in the head of `traces.py`."""
+    """The first three rules in the head of `traces.py`."""
     found = arms()
     remains = found["unlearned"]["after_start"][1] > 0
     removed = any(found[arm]["savings"][1] <= 0 for arm in ("distilled from never", "distilled from itself"))
     first = "a trace remains" if remains else "no trace is clear"
-    return f"{first}; {'distillation removes it' if removed else 'distillation does not remove it'}"
+    second = "distillation removes it" if removed else "distillation does not remove it"
+    against = found["against relearning"]
+    gone = max(against["after_start"][1], against["after_start_other"][1]) <= 0
+    left = "" if against["savings"][1] <= 0 else " by speed, but savings remain"
+    third = f"adversarial training does{left}" if gone else "nor does adversarial training"
+    return f"{first}; {second}; {third}"
 
 
 def traces() -> str:
@@ -203,7 +208,9 @@ def traces() -> str:
         value, low, high = found[arm]["savings"]
         return f"{arm} {value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
 
-    return "savings in nats · steps: " + ", ".join(map(told, ("unlearned", "distilled from itself", "undone")))
+    return "savings in nats · steps: " + ", ".join(
+        map(told, ("unlearned", "distilled from itself", "against relearning", "undone"))
+    )
 
 
 ENTRIES = [
