@@ -195,9 +195,9 @@ def of_traces() -> str:
     first = "a trace remains" if remains else "no trace is clear"
     second = "distillation removes it" if removed else "distillation does not remove it"
     against = found["against relearning"]
-    gone = max(against["after_start"][1], against["after_start_other"][1]) <= 0
-    left = "" if against["savings"][1] <= 0 else " by speed, but savings remain"
-    third = f"adversarial training does{left}" if gone else "nor does adversarial training"
+    # By savings, as the distilled arms: `after_start`, the rule in the script, is passed by `learned` as well.
+    reduced = against["savings"][2] < found["unlearned"]["savings"][1]
+    third = f"adversarial training {'reduces it' if reduced else 'does not reduce it'}"
     return f"{first}; {second}; {third}"
 
 

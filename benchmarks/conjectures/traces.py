@@ -33,7 +33,8 @@ One JSON line per arm, with intervals over documents:
     against relearning          `unlearned`, then trained so that it relearns the document as slowly as `never learned`
     null:another document       `unlearned` on the other document, with nothing subtracted
 
-Each document has seeds of its own for the noise and for the other text, so intervals hold what these bring.
+Each document has seeds of its own for the noise and for the other text, so intervals hold what these bring, but for `never
+learned, distilled`, which is one model. The other document is the next one, so neighbours share a document.
 """
 
 import argparse
