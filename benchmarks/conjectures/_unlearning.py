@@ -20,6 +20,7 @@ NOISE = 0.1  # standard deviation of the noise, in units of each tensor's own
 DISTIL, DISTIL_RATE, WINDOWS = 40, 3e-4, 2  # steps, and windows of 256 tokens per step
 AGAINST, AGAINST_RATE = 80, 3e-4  # steps of training against relearning
 COST_TOKENS = 2_048
+SETTINGS = {name: value for name, value in globals().items() if name.isupper()}  # of all arms, also those imported
 Weights = list[Tensor]
 
 

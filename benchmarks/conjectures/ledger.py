@@ -188,14 +188,13 @@ def arms() -> dict[str, dict]:
 
 
 def of_traces() -> str:
-    """The first three rules in the head of `traces.py`."""
+    """The first two rules in the head of `traces.py`, and how adversarial training does by the measure of the second."""
     found = arms()
     remains = found["unlearned"]["after_start"][1] > 0
     removed = any(found[arm]["savings"][1] <= 0 for arm in ("distilled from never", "distilled from itself"))
     first = "a trace remains" if remains else "no trace is clear"
     second = "distillation removes it" if removed else "distillation does not remove it"
     against = found["against relearning"]
-    # By savings, as the distilled arms: `after_start`, the rule in the script, is passed by `learned` as well.
     reduced = against["savings"][2] < found["unlearned"]["savings"][1]
     third = f"adversarial training {'reduces it' if reduced else 'does not reduce it'}"
     return f"{first}; {second}; {third}"
