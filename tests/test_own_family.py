@@ -178,7 +178,11 @@ Path("found.json").write_text(json.dumps(found))
 
 def elsewhere(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Python in a process of its own, with a cache of modules of its own."""
-    kept = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "MKL_CBWR") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
+        if name in os.environ
+    }
     (place / "modules").mkdir(exist_ok=True)
     more = {
         "HF_MODULES_CACHE": str(place / "modules"),

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 # Which instructions products are computed with. Results of both processes are compared bit by bit.
-CPU_SETTINGS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
+CPU_SETTINGS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HF_MODULES_CACHE": "modules",  # in the folder that the program runs in
