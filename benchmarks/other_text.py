@@ -22,7 +22,7 @@ from stitch.jobs.pair.translations import states_of_tokens, translate_pair
 from stitch.text.document import Document
 from stitch.text.windows import sample
 
-WIDEST = 200_000  # characters read of one file, at most
+LONGEST = 10_000  # characters of one document, at most: long ones would leave too few for an interval
 MOST = 1_000_000  # characters of one kind of text, at most
 ROWS = (
     "translation:affine", "translation:affine+free", "translation:affine+free+tables", "translation:features",
@@ -47,13 +47,13 @@ def installed() -> Path:
 def licences() -> Iterator[Document]:
     for path in sorted(installed().rglob("*")):
         if path.is_file() and re.match(r"(LICEN[CS]E|COPYING|NOTICE)", path.name):
-            yield str(path), path.read_text(errors="ignore")[:WIDEST]
+            yield str(path), path.read_text(errors="ignore")
 
 
 def comments() -> Iterator[Document]:
     for path in sorted(installed().rglob("*.py")):
         try:
-            source = path.read_text()[:WIDEST]
+            source = path.read_text()
             tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
         except (OSError, UnicodeDecodeError, tokenize.TokenError, SyntaxError):
             continue
@@ -66,7 +66,7 @@ def man_pages() -> Iterator[Document]:
     for path in sorted(Path("/usr/share/man").glob("man[1-8]/*.gz")):
         text = gzip.decompress(path.read_bytes()).decode(errors="ignore")
         plain = (re.sub(r"\\f.|\\&|\\", "", line) for line in text.splitlines() if not line.startswith((".", "'")))
-        yield str(path), "\n".join(plain)[:WIDEST]
+        yield str(path), "\n".join(plain)
 
 
 KINDS: dict[str, Callable[[], Iterator[Document]]] = {
@@ -80,7 +80,8 @@ def documents(kind: str) -> list[Document]:
     """Distinct documents of one kind, until they have MOST characters."""
     seen: dict[str, str] = {}
     total = 0
-    for name, text in KINDS[kind]():
+    for name, whole in KINDS[kind]():
+        text = whole[:LONGEST]
         if text.strip() and text not in seen:
             seen[text] = name
             total += len(text)
