@@ -36,7 +36,7 @@ def weights():
         setup = SimpleNamespace(
             model=tiny.model("gpt2"), windows={"fit": windows(8, 24), "report": windows(4, 24, seed=1)}
         )
-        bench = Workbench(setup)  # pyright: ignore[reportArgumentType]
+        bench = Workbench(setup)
         bench.net.requires_grad_(True)
         learned = bench.learned(DOCUMENT)
         bench.set(bench.never)
