@@ -49,17 +49,21 @@ OPTIONS: dict[str, dict[str, list]] = {
 }
 
 
-def _chosen(first: int, last: int) -> dict[str, dict[str, float]]:
-    """The best on two documents of the sweep split with demo:gpt2 (conversions_consolidate.py --part tune-peers)."""
-    written = {"first": first, "last": last, "rate": 0.5, "steps": 10}
-    return {
-        "memit": {**written, "strength": 150_000},
-        "alphaedit": {**written, "threshold": 0.1, "penalty": 10_000},
+# The best on two documents of the sweep split (conversions_consolidate.py --part tune-peers).
+_GPT2 = {"first": 2, "last": 3, "rate": 0.5, "steps": 10}
+_LLAMA = {"first": 0, "last": 6, "rate": 2.0, "steps": 10}
+CHOICES: dict[str, dict[str, dict[str, float]]] = {
+    "demo:gpt2": {
+        "memit": {**_GPT2, "strength": 150_000},
+        "alphaedit": {**_GPT2, "threshold": 0.1, "penalty": 10_000},
         "context distillation": {"rate": 1e-2, "steps": 24},
-    }
-
-
-CHOICES = {"demo:gpt2": _chosen(2, 3), "demo:llama": _chosen(3, 4)}  # the middle blocks. demo:llama was not tuned
+    },
+    "demo:llama": {
+        "memit": {**_LLAMA, "strength": 15_000},
+        "alphaedit": {**_LLAMA, "threshold": 0.5, "penalty": 100},
+        "context distillation": {"rate": 3e-3, "steps": 24},
+    },
+}
 
 Groups = list[tuple[Tensor, Tensor]]  # indices of queries, and the prefix of each, of equal length within a group
 
