@@ -273,3 +273,15 @@ with ProcessPoolExecutor(1, get_context("fork"), end_with_parent) as pool:
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker goes on")
+
+
+def test_a_folder_that_cannot_be_made_is_not_taken_for_another_writers(tmp_path, monkeypatch):
+    """/proc refuses a new folder as if something on its path were missing."""
+
+    def refused(folder: Path, **_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(owners, "PAUSE", 0)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(FileNotFoundError), owned(tmp_path / "work"):
+        pass

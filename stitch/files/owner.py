@@ -94,13 +94,15 @@ def remove_what_is_discarded(folder: Path) -> None:
 
 def _claim(folder: Path) -> int | None:
     """The descriptor of the lock, None without locks."""
+    missing = None
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             found, lock = _try(folder)
-        except FileNotFoundError:  # the folder was removed by its owner
+        except FileNotFoundError as error:  # the folder was removed by its owner, or cannot be made, as in /proc
+            missing = error
             continue
         except FileExistsError:  # as above: it was there when it was made, and gone when `mkdir` looked what it is
             if folder.is_file() or folder.is_symlink():
@@ -108,6 +110,8 @@ def _claim(folder: Path) -> int | None:
             continue
         if found:
             return lock
+    if missing and not folder.exists():
+        raise missing
     raise busy(folder, owner_of(folder))
 
 
