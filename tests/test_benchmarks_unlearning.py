@@ -33,6 +33,7 @@ def weights():
     with pytest.MonkeyPatch.context() as patch:
         for name, rate in {"LEARN": 3e-3, "RELEARN": RATE, "UNLEARN": RATE, "AGAINST": RATE}.items():
             patch.setattr(_unlearning, f"{name}_RATE", rate)
+        patch.setattr(_unlearning, "AGAINST", 40)
         setup = SimpleNamespace(
             model=tiny.model("gpt2"), windows={"fit": windows(8, 24), "report": windows(4, 24, seed=1)}
         )
