@@ -41,17 +41,17 @@ OPTIONS: dict[str, dict[str, list]] = {
         "last": [3, 2, 4, 5, 6],
         "first": [0, 2],
         "strength": [15_000, 1_500, 150_000, 1_500_000],
-        "rate": [0.1, 0.5, 2.0],
+        "rate": [0.1, 0.5, 2.0, 5.0, 10.0, 20.0],
         "steps": [10],
     },
-    "alphaedit": {"threshold": [0.02, 0.1, 0.5], "penalty": [10, 1, 100, 1_000, 10_000]},
-    "context distillation": {"steps": [24, 8], "rate": [3e-3, 1e-2]},
+    "alphaedit": {"threshold": [0.02, 0.1, 0.5, 0.9], "penalty": [10, 1, 100, 1_000, 10_000]},
+    "context distillation": {"steps": [24, 8, 48, 96], "rate": [3e-3, 1e-2, 3e-2]},
 }
 
 
 # The best on two documents of the sweep split (conversions_consolidate.py --part tune-peers).
 _GPT2 = {"first": 2, "last": 3, "rate": 0.5, "steps": 10}
-_LLAMA = {"first": 0, "last": 6, "rate": 2.0, "steps": 10}
+_LLAMA = {"first": 0, "last": 6, "rate": 10.0, "steps": 10}
 CHOICES: dict[str, dict[str, dict[str, float]]] = {
     "demo:gpt2": {
         "memit": {**_GPT2, "strength": 150_000},
@@ -60,8 +60,8 @@ CHOICES: dict[str, dict[str, dict[str, float]]] = {
     },
     "demo:llama": {
         "memit": {**_LLAMA, "strength": 15_000},
-        "alphaedit": {**_LLAMA, "threshold": 0.5, "penalty": 100},
-        "context distillation": {"rate": 3e-3, "steps": 24},
+        "alphaedit": {**_LLAMA, "threshold": 0.9, "penalty": 1_000},
+        "context distillation": {"rate": 3e-3, "steps": 48},
     },
 }
 
