@@ -20,14 +20,13 @@ FACTS = {
 def draw(lines: list[dict]) -> Figure:
     figure, axes = panels(3, 2, 1.9, sharey="row")
     by_method = [line for line in lines if _is_drawn(line)]
-    methods = list(dict.fromkeys(line["row"] for line in by_method))
+    methods = list(dict.fromkeys(_name(line) for line in by_method))
     for model, axis in zip(MODELS, axes[:2], strict=True):
         rule(axis, 0, upright=True)
         for line in by_method:
             if line["model"] == f"demo:{model}":
-                interval(
-                    axis, -methods.index(line["row"]), line["unseen"], marks(_role(line["row"])), key="kept_percent"
-                )
+                at = -methods.index(_name(line))
+                interval(axis, at, line["unseen"], marks(_role(line["row"])), key="kept_percent")
         axis.set(title=wide(f"demo:{model}").replace(" (", "\n("), xlabel="% of the gain kept")
     axes[0].set_yticks(range(0, -len(methods), -1), [method.partition(":")[2] or method for method in methods])
     for row, (part, across, up, shown) in enumerate(
@@ -45,9 +44,14 @@ def draw(lines: list[dict]) -> Figure:
 
 
 def _is_drawn(line: dict) -> bool:
-    """Rows with an interval: of all methods, and the peers."""
-    rests_on_documents = line.get("part") == "documents" or line.get("row", "").startswith("peer:")
-    return rests_on_documents and "kept_percent_low" in line["unseen"]
+    """Rows with an interval: of all methods, and the peers with the conversion on their documents."""
+    if line.get("part") == "peers":
+        return line["row"] == "converted" or line["row"].startswith("peer:")
+    return line.get("part") == "documents" and "kept_percent_low" in line["unseen"]
+
+
+def _name(line: dict) -> str:
+    return "converted, with peers" if (line["part"], line["row"]) == ("peers", "converted") else line["row"]
 
 
 def _role(row: str) -> str:
