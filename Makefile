@@ -25,7 +25,7 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Exit code 5 of pytest means that no test was collected. -rs says what was skipped and why, as without Chromium.
-# WITHIN=600 skips those that have not begun after ten minutes, and begins with another file after every change.
+# WITHIN=600 skips those that have not begun after ten minutes, and begins with another file after every change of the code.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -rs $(addprefix --within=,$(WITHIN)) --numprocesses logical --maxprocesses 2 --durations 25 || test $$? -eq 5
 

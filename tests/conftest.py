@@ -54,8 +54,9 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)  # once the tests without the asked-for mark are gone
 def pytest_collection_modifyitems(config, items):
-    """With `--within` another file is the first one after every change, so that none is always left out."""
+    """With `--within` another file is the first one after every change of the code, so that none is always left out."""
     if config.getoption("within") is not None:
         items[:] = turns.begun_elsewhere(items, turns.of_this_state())
 

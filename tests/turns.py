@@ -3,7 +3,8 @@
 import zlib
 from pathlib import Path
 
-CHANGES = Path(__file__).parents[1] / "CHANGELOG.md"
+ROOT = Path(__file__).parents[1]
+CODE = ("stitch", "sae", "matching", "tests", "benchmarks")
 
 
 def begun_elsewhere(items: list, number: int) -> list:
@@ -17,5 +18,8 @@ def begun_elsewhere(items: list, number: int) -> list:
 
 
 def of_this_state() -> int:
-    """A number that is another one with almost every change of the project, and the same in all processes of a run."""
-    return zlib.crc32(CHANGES.read_bytes())
+    """A number that is another one after every change of the code, and the same in all processes of a run."""
+    number = 0
+    for file in sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py")):
+        number = zlib.crc32(file.read_bytes(), number)
+    return number

@@ -266,7 +266,7 @@ ENTRIES = [
         "Fast weights convert to slow weights.",
         "partly",
         answer("convert-consolidate"),
-        lambda: "12 to 24",
+        lambda: "24 to 57",
         "convert-consolidate",
     ),
     Entry(

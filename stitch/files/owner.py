@@ -101,6 +101,7 @@ def _claim(folder: Path) -> int | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             found, lock = _try(folder)
+            missing = None
         except FileNotFoundError as error:  # the folder was removed by its owner, or cannot be made, as in /proc
             missing = error
             continue
