@@ -30,8 +30,10 @@ ROWS = (
     "null:look-ups", "null:untrained-sae", "null:random-relu", "null:random-topk", "null:exemplars", "null:rbf",
 )  # fmt: skip
 AGAINST = (
-    ("translation:affine+free", "a"), ("translation:affine+free", "b"), ("translation:affine+free", "null:no-source"),
-    ("translation:features+free", "b"),
+    ("translation:affine+free", "a"), ("translation:affine+free", "b"), ("translation:affine+free", "null:look-ups"),
+    ("translation:affine+free+tables", "b"), ("translation:affine+free+tables", "null:no-source"),
+    ("translation:features+free", "b"), ("translation:features+free+tables", "b"),
+    ("translation:features+free+tables", "translation:features+free"),
     ("translation:affine+free+tables", "translation:affine+free"),
     ("translation:features+free", "translation:affine+free"), ("translation:features+free", "null:random-relu"),
     ("translation:features+free", "null:exemplars"), ("translation:features+free", "null:rbf"),
