@@ -118,7 +118,7 @@ def candidates(
 
 def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]) -> Head:
     """A's head behind a ridge from what B's head reads to what A's reads, on the same tokens."""
-    products = {held: Products.empty(shop.model.width, a.width) for held in (False, True)}
+    products = {held: Products.empty(shop.model.width, a.width, a.device) for held in (False, True)}
     pairs = list(zip(streams, shop.fit, strict=True))
     for number, (stream, passage) in enumerate(counted(pairs, "head of A (passages)", shop.progress)):
         products[number % HELD_OUT == 0].add(stream, final(a, passage.new.ids, shop.new.bos))

@@ -102,4 +102,4 @@ def refitted_outputs(
 
 def _embedded(model: Model, ids: Tensor) -> Tensor:
     """The stream that enters the first block."""
-    return torch.cat([residuals(model, part.long(), [0])[0] for part in ids.split(16)])
+    return torch.cat([residuals(model, part.to(model.device).long(), [0])[0] for part in ids.split(16)])

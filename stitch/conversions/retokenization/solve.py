@@ -28,7 +28,7 @@ class Products:
         return cls(torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, targets, device=device))
 
     def add(self, inputs: Float[Tensor, "positions d"], targets: Float[Tensor, "positions targets"]) -> None:
-        self.cross.addmm_(inputs.float().T, targets.float())
+        self.cross.addmm_(inputs.to(self.cross).T, targets.to(self.cross))
         self.squares += float(targets.square().sum(1).double().sum())
         inputs = inputs.double().cpu()
         self.inputs += inputs.T @ inputs
