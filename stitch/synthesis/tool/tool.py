@@ -8,6 +8,7 @@ they hardly change the host's norms.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -86,7 +87,8 @@ def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows lengt
     # Besides the lanes there are the ground channel and the absorbers, one of which is the channel that `widened` adds itself.
     neurons = 2 * shape.states ** (shape.windows + 1)
     wide, free = widened(host, channels=shape.lanes + ABSORBERS, groups=shape.windows - 1, neurons=neurons)
-    wide.net.to("cpu")  # where the lanes are laid out
+    net: Any = wide.net
+    net.to("cpu")  # where the lanes are laid out
     lanes = Lanes.of(shape, free.channels, wide.width)
     writer = ToolWriter(wide, free, lanes, norm_factors(host, shape.blocks, text), faint, host.width)
     writer.embedding(steps_of_tokens(automaton, wide.tokenizer, wide.vocabulary))
@@ -94,7 +96,7 @@ def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows lengt
     for block in range(shape.blocks):
         writer.heads(block)
         writer.neurons(block)
-    wide.net.to(host.device)
+    net.to(host.device)
     return Tool(wide, lanes.reading[lanes.windows[-1][automaton.start]], shape.windows, shape.blocks)
 
 
