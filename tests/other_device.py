@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "other"
 COPIES = ("aten::copy_", "aten::_to_copy")  # what may read one device and write another
@@ -56,9 +55,11 @@ class Elsewhere(torch.Tensor):
 
 
 def add() -> None:
-    """Registers the device, once per process."""
+    """Registers the device, once per process. Raises: ImportError with a torch that cannot have one in Python."""
     if _libraries:
         return
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     module: Any = ModuleType(f"torch.{NAME}")
     module.is_available = module.is_initialized = lambda: True
     module.device_count = lambda: 1

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.backend_registration
 
 import other_device
 import small_commands
 import tiny
 import tokenizers_made
 import written_commands
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot have a device that is written in Python",
+)
 
 TESTS = Path(__file__).parent
 TEXT = "--tokens 2048 --context 32 --text {text}"
@@ -30,6 +36,7 @@ READ = {
         "join {gpt2} {qwen3} --layer 2 --architecture jumprelu --matching unbalanced --context 32 --tokens 4096 --text {text} "
         + BRIEF
     ),
+    "join in bf16": "join {gpt2} {qwen3} --layer 2 --dtype bf16 --context 32 --tokens 4096 --text {text} " + BRIEF,
     "join across tokenizers": "join {gpt2} {spelled} --layer 2 --context 64 --tokens 4096 --text {text} " + BRIEF,
 }
 MADE = {name: f"{name} {words}".replace(" --device cpu", "") for name, words in written_commands.WRITTEN.items()}
@@ -92,10 +99,18 @@ def test_a_command_that_reads_models_runs_on_another_device(name, files, tmp_pat
     run([*words, *(("--out", str(tmp_path / "out")) if words[0] == "join" else ())])
 
 
+@pytest.mark.slow
+def test_what_is_compiled_is_certified_and_runs_on_another_device(files, tmp_path):
+    compiled = str(tmp_path / "compiled")
+    run(["compile", "automaton", str(files["even"]), "--length", "16", "--out", compiled])
+    run(["certify", compiled, "--tokens", "1000"])
+    run(["run", compiled, "eee"])
+
+
 def run(words: Sequence[str]) -> None:
     places = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words, "--device", other_device.NAME, "-q", "--debug"],
+        [sys.executable, "-c", PROGRAM, *words, "--device", other_device.NAME, "--debug"],
         env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
